@@ -1,0 +1,230 @@
+"""What a method is: a frozen set of numbers, a direction, and for each step a phase."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from steepest.engine.bucket import Bucket
+
+Need = Literal["element", "sums", "matrix"]
+Rate = float | Tensor
+Numbers = Mapping[str, "float | Tensor"]
+Backend = Literal["auto", "single", "foreach", "compile"]
+
+STATE_DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+SCALES: dict[str, Callable[[int, int], float]] = {
+    "match_rms": lambda m, n: 0.2 * math.sqrt(max(m, n)),
+    "keller": lambda m, n: math.sqrt(max(1.0, m / n)),
+    "spectral": lambda m, n: math.sqrt(m / n),
+    "none": lambda m, n: 1.0,
+}
+"""Factor on the step of an (m, n) = (out, in) matrix, by name: an AdamW-like RMS of 0.2 (Moonlight, LionMuon), the one
+of the original Muon, steepest descent under the RMS-to-RMS operator norm, or none."""
+
+
+class Geometry(Protocol):
+    """The map from a direction to a step; ``needs`` tells the engine how much of a tensor it must see at once."""
+
+    needs: ClassVar[Need]
+
+    def __call__(self, x: Tensor, numbers: Numbers) -> Tensor:
+        """Map ``x`` (any shape for an element map, else a stack of matrices) to a new tensor; ``x`` is not changed."""
+
+    def rms(self, m: int, n: int) -> float:
+        """Root mean square of an element of the result for a full-rank (m, n) matrix."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A choice made for each matrix from its direction: take the phase where the stable rank is small."""
+
+    threshold: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What one step does after the direction is formed.
+
+    Attributes:
+        geometry: the map.
+        lr_ratio: the rate of this step as a ratio to the ``lr`` of the group, so that one scheduler moves all rates.
+        scale: key of ``SCALES``.
+        gate: take this phase only for matrices that pass, else ``otherwise``.
+        otherwise: the phase of the matrices that do not pass the gate.
+    """
+
+    geometry: Geometry
+    lr_ratio: float = 1.0
+    scale: str = "none"
+    gate: Gate | None = None
+    otherwise: Phase | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A method as a value. Subclasses add numbers, a ``direction`` and a ``phase``; the engine does the rest.
+
+    A direction is a pure function of its arguments apart from updating the buffers in place; every number that a user
+    or a scheduler may change reaches it through ``numbers``, so that a compiled step is never compiled again.
+
+    Attributes:
+        lr: learning rate, >= 0; a number or a 0-dim tensor.
+        weight_decay: decoupled decay, multiplied by the rate of the step taken.
+        view: how a tensor is a stack of (out, in) matrices, as text; None lets the routing or the shape decide.
+        state_dtype: dtype of the buffers by name ("float32", "bfloat16", ...); None for that of the parameter.
+        backend: "single" (one tensor at a time, the specification), "foreach" (many tensors at a time, large ones in
+            cache-sized pieces), "compile" (torch.compile for large tensors) or "auto".
+    """
+
+    name: ClassVar[str] = ""
+    needs: ClassVar[Need] = "element"
+    buffers: ClassVar[tuple[str, ...]] = ()
+
+    lr: Rate = 1e-3
+    weight_decay: float = 0.0
+    view: str | None = None
+    state_dtype: str | None = None
+    backend: Backend = "auto"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in cls.__dict__:
+            other = _REGISTRY.setdefault(cls.name, cls)
+            if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise TypeError(
+                    f"{cls.__qualname__}: the name {cls.name!r} is that of {other.__qualname__}; choose another"
+                )
+            _REGISTRY[cls.name] = cls  # the same class again: a cell of a notebook that was run twice
+
+    def __post_init__(self) -> None:
+        check_range(self.name, "lr", self.lr, 0.0, math.inf)
+        check_range(self.name, "weight_decay", self.weight_decay, 0.0, math.inf)
+        check_choice(self.name, "backend", self.backend, ("auto", "single", "foreach", "compile"))
+        if self.state_dtype is not None:
+            check_choice(self.name, "state_dtype", self.state_dtype, STATE_DTYPES)
+
+    def numbers(self, step: int) -> dict[str, float]:
+        """The numbers that ``direction`` and the geometry read at a 0-based step."""
+        raise NotImplementedError
+
+    def direction(self, g: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
+        """Form the direction of the step and update the buffers in place.
+
+        Neither ``g`` nor the result is changed later.
+
+        Args:
+            g: gradient, in the compute dtype. The arguments may also be matching pieces of tensors.
+            state: the declared buffers, in the compute dtype.
+            numbers: the result of ``numbers(step)``; floats, or 0-dim tensors in a compiled step.
+        """
+        raise NotImplementedError
+
+    def phase(self, step: int) -> Phase:
+        """The map, rate and scale of a 0-based step: a pure function of the step and of the rule's own numbers."""
+        raise NotImplementedError
+
+    def buffer_specs(self, shape: torch.Size, dtype: torch.dtype) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """Shape and dtype of each declared buffer of a parameter."""
+        kept = dtype if self.state_dtype is None else STATE_DTYPES[self.state_dtype]
+        return dict.fromkeys(self.buffers, (shape, kept))
+
+    def period_steps(self) -> int:
+        """Number of steps after which the phases repeat (what a report averages over)."""
+        return 1
+
+    def expected_rms(self, m: int, n: int) -> float:
+        """RMS of an element of the step on a full-rank (m, n) matrix, lr x scale, averaged over the period."""
+        phases = [self.phase(t) for t in range(self.period_steps())]
+        steps = [p.lr_ratio * SCALES[p.scale](m, n) * p.geometry.rms(m, n) for p in phases]
+        return float(self.lr) * sum(steps) / len(steps)
+
+    def update(self, bucket: Bucket) -> None:
+        """Take one step for the tensors of a bucket; override for a method that the grammar cannot say."""
+        bucket.descend()
+
+
+_REGISTRY: dict[str, type[Rule]] = {}
+
+
+def by_name(name: str) -> type[Rule]:
+    """The rule class of a name such as "lion_muon".
+
+    Raises:
+        ValueError: there is none; the message gives the closest names.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(f"unknown rule {name!r}{closest(name, _REGISTRY)}")
+    return _REGISTRY[name]
+
+
+def check_named(cls: type[Rule]) -> None:
+    """Refuse a class that its name does not lead to: param groups and checkpoints hold the name alone."""
+    if _REGISTRY.get(cls.name) is not cls:
+        raise TypeError(
+            f"{cls.__qualname__} needs a name of its own, e.g. name: ClassVar[str] = {cls.__name__.lower()!r}"
+        )
+
+
+def options(cls: type[Rule]) -> tuple[str, ...]:
+    """Names of the numbers of a rule class, in order."""
+    return tuple(f.name for f in dataclasses.fields(cls))
+
+
+def closest(name: str, known: Any) -> str:
+    """The end of an error message: the likeliest names, or all of them."""
+    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=3, cutoff=0.5)
+    return (
+        f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; known: {', '.join(sorted(map(str, known)))}"
+    )
+
+
+def check_options(cls: type[Rule], given: Any, extra: tuple[str, ...] = ()) -> None:
+    """Refuse options that a rule does not have."""
+    known = (*options(cls), *extra)
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{cls.__name__} has no option {name!r}{closest(name, known)}")
+
+
+def check_range(rule: str, option: str, value: Any, low: float, high: float, *, open_high: bool = False) -> None:
+    """Refuse a number outside [low, high] or [low, high), and anything that is not a number.
+
+    A tensor is let through unread: reading it would wait for its device at each step.
+    """
+    if isinstance(value, Tensor):
+        return
+    wanted = f"in [{low:g}, {high:g}{')' if open_high else ']'}" if high < math.inf else f">= {low:g}"
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not (low <= value < high or (value == high and not open_high and high < math.inf)):
+        raise ValueError(f"{rule}: {option} must be a number {wanted}, got {value!r}")
+
+
+def check_betas(rule: str, betas: Any) -> None:
+    """Refuse anything but a pair of numbers in [0, 1)."""
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"{rule}: betas must be a pair (direction, buffer), got {betas!r}; an average has equal ones")
+    for i, beta in enumerate(betas):
+        check_range(rule, f"betas[{i}]", beta, 0.0, 1.0, open_high=True)
+
+
+def check_choice(rule: str, option: str, value: Any, known: Any) -> None:
+    """Refuse a name that is not known."""
+    if value not in known:
+        raise ValueError(f"{rule}: unknown {option} {value!r}{closest(str(value), known)}")
