@@ -1,0 +1,33 @@
+"""steepest: steepest-descent optimizers for PyTorch, and a lab that compares them honestly.
+
+```python
+import steepest
+
+opt = steepest.LionMuon(model, lr=1e-3, weight_decay=0.1)
+print(opt)  # what each parameter is, which rule it got, and why
+```
+"""
+
+from steepest import kernels, rules
+from steepest._version import __version__
+from steepest.engine import Steepest, state_bytes
+from steepest.optimizers import Lion, LionMuon, Muon, SignMuon, Signum
+from steepest.routing import Role, Routing, View, roles, route
+
+__all__ = [
+    "Lion",
+    "LionMuon",
+    "Muon",
+    "Role",
+    "Routing",
+    "SignMuon",
+    "Signum",
+    "Steepest",
+    "View",
+    "__version__",
+    "kernels",
+    "roles",
+    "route",
+    "rules",
+    "state_bytes",
+]

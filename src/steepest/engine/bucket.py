@@ -1,0 +1,74 @@
+"""A bucket: the parameters of one group that take the same step together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from steepest.engine import elements, matrices
+from steepest.routing.views import View
+from steepest.rules.base import Phase, Rule
+
+
+@dataclass(frozen=True)
+class Member:
+    """One parameter and what belongs to it.
+
+    Attributes:
+        name: for messages.
+        param: the parameter.
+        state: its buffers by name.
+        view: how it is a stack of matrices.
+    """
+
+    name: str
+    param: Tensor
+    state: dict[str, Tensor]
+    view: View
+
+    def gradient(self) -> Tensor:
+        """The gradient, detached; never written."""
+        assert self.param.grad is not None
+        return self.param.grad.detach()
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Parameters of one group, one dtype and one device, at the same step.
+
+    A method that the grammar of rules cannot say overrides ``Rule.update(bucket)`` and works on the members itself.
+
+    Attributes:
+        rule: with the current numbers of the group.
+        step: 0-based step of these parameters.
+        members: the parameters, each with a gradient.
+        lr: the learning rate of the group, a number or a 0-dim tensor.
+        maximize: ascend instead of descend.
+    """
+
+    rule: Rule
+    step: int
+    members: Sequence[Member]
+    lr: float | Tensor
+    maximize: bool = False
+
+    def descend(self) -> None:
+        """Take the step that the rule declares: direction, map, scale, decay, step."""
+        phase = self.rule.phase(self.step)
+        if phase.gate is None or phase.otherwise is None:
+            self._take(phase, self.members)
+            return
+        passed = matrices.passes(self, phase)
+        self._take(phase, [m for m, ok in zip(self.members, passed, strict=True) if ok])
+        self._take(phase.otherwise, [m for m, ok in zip(self.members, passed, strict=True) if not ok])
+
+    def numbers(self, phase: Phase) -> dict[str, Any]:
+        """The numbers of the rule at this step, with the ``rate`` of the phase and the share of a weight it keeps."""
+        rate: Any = self.lr * phase.lr_ratio
+        return {**self.rule.numbers(self.step), "rate": rate, "keep": 1.0 - rate * self.rule.weight_decay}
+
+    def _take(self, phase: Phase, members: Sequence[Member]) -> None:
+        (matrices if phase.geometry.needs == "matrix" else elements).run(self, phase, members)

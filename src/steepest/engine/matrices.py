@@ -1,0 +1,98 @@
+"""How a step that needs whole matrices runs: views, stacks of equal shape, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from steepest import kernels, sharding
+from steepest.engine.body import Body, compute_dtype, descend, load, store
+from steepest.engine.elements import operands
+from steepest.engine.tensors import TensorList
+from steepest.kernels.device import stack_elements
+from steepest.rules.base import SCALES, Numbers, Phase
+
+if TYPE_CHECKING:
+    from steepest.engine.bucket import Bucket, Member
+
+
+def run(bucket: Bucket, phase: Phase, members: Sequence[Member]) -> None:
+    """Step the members in stacks that fit the device; each alone for the backend "single"."""
+    numbers = bucket.numbers(phase)
+    body = Body(bucket.rule, phase.geometry, bucket.maximize)
+    for batch in _batches(members, single=bucket.rule.backend == "single"):
+        updates = _mapped(phase, batch, _directions(body, batch, numbers), numbers)
+        params = TensorList([sharding.local(m.param) for m in batch])
+        wide = load(params)
+        descend(wide, TensorList([sharding.shard(u, m.param) for u, m in zip(updates, batch, strict=True)]), numbers)
+        store(params, wide)
+
+
+def passes(bucket: Bucket, phase: Phase) -> list[bool]:
+    """Whether the direction of each member passes the gate of the phase; buffers stay as they are.
+
+    One read from the device for the whole bucket.
+    """
+    assert phase.gate is not None
+    numbers = bucket.numbers(phase)
+    body = Body(bucket.rule, phase.geometry, bucket.maximize)
+    generator = torch.Generator()
+    shares = []
+    for member in bucket.members:
+        trial = replace(member, state={name: buffer.clone() for name, buffer in member.state.items()})
+        (direction,) = _directions(body, [trial], numbers)
+        ranks = []
+        for x in member.view.split(direction):
+            # Spread over the 32 bits that the generator of a CPU reads: the upper half of a longer seed is lost.
+            generator.manual_seed((phase.gate.seed * 0x9E3779B1 + bucket.step) % (1 << 32))
+            start = torch.randn(x.shape[-1], generator=generator, dtype=torch.float32).to(x.device)
+            ranks.append(kernels.stable_rank(x, start).flatten() / min(x.shape[-2:]))
+        shares.append(torch.cat(ranks).mean())
+    return (torch.stack(shares) <= phase.gate.threshold).tolist()
+
+
+def _batches(members: Sequence[Member], *, single: bool) -> Iterator[list[Member]]:
+    """Members of one shape and view together, up to the stack size of the device, in order of first appearance."""
+    alike: dict[Any, list[Member]] = {}
+    for member in members:
+        if member.param.numel():
+            alike.setdefault((member.param.shape, member.view), []).append(member)
+    for same in alike.values():
+        first = same[0].param
+        count = 1 if single else max(1, stack_elements(first.device) // first.numel())
+        for start in range(0, len(same), count):
+            yield same[start : start + count]
+
+
+def _directions(body: Body, batch: Sequence[Member], numbers: Numbers) -> list[Tensor]:
+    """The directions of whole (gathered) tensors; buffers are brought up to date."""
+    columns = [TensorList(column) for column in zip(*(operands(m, body.rule) for m in batch), strict=True)]
+    first = columns[0].tensors[0]
+    like = TensorList([first.new_empty(0, dtype=compute_dtype(first.dtype))])
+    d = body.direction(like, columns[1], dict(zip(body.rule.buffers, columns[2:], strict=True)), numbers)
+    return [sharding.full(x, m.param) for x, m in zip(d.tensors, batch, strict=True)]
+
+
+def _mapped(phase: Phase, batch: Sequence[Member], directions: Sequence[Tensor], numbers: Numbers) -> list[Tensor]:
+    """Each direction through its view, the map and the scale of its matrices, and back to its shape."""
+    pieces = [m.view.split(d) for m, d in zip(batch, directions, strict=True)]
+    # The members of a batch have one shape and one view, so their i-th pieces have one shape too.
+    columns = [_mapped_stack(column, phase, numbers) for column in zip(*pieces, strict=True)]
+    return [
+        m.view.join(list(mapped), d.shape)
+        for m, d, mapped in zip(batch, directions, zip(*columns, strict=True), strict=True)
+    ]
+
+
+def _mapped_stack(stacks: Sequence[Tensor], phase: Phase, numbers: Numbers) -> Sequence[Tensor]:
+    """Map stacks of one shape together; a single one goes as it is."""
+    together = stacks[0] if len(stacks) == 1 else torch.stack(list(stacks))
+    mapped = phase.geometry(together, numbers)
+    m, n = together.shape[-2:]
+    scale = SCALES[phase.scale](m, n)
+    mapped = mapped if scale == 1.0 else mapped.mul_(scale)
+    return [mapped] if len(stacks) == 1 else mapped.unbind(0)

@@ -1,0 +1,124 @@
+"""The state of a parameter: declared buffers, made at construction and kept in their dtypes, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steepest.rules.base import Rule, by_name, closest, options
+
+COUNTER = "step"
+COUNTER_BYTES = 8  # int64
+
+
+def create(rule: Rule, param: Tensor) -> dict[str, Tensor]:
+    """The state of a new parameter: a step counter on the CPU, and zero buffers of the declared shapes and dtypes."""
+    state: dict[str, Tensor] = {COUNTER: torch.zeros((), dtype=torch.int64)}
+    for name, (shape, dtype) in rule.buffer_specs(param.shape, param.dtype).items():
+        if shape == param.shape:  # keeps the memory layout, and the sharding of a DTensor
+            state[name] = torch.zeros_like(param, dtype=dtype, requires_grad=False)
+        else:
+            state[name] = torch.zeros(shape, dtype=dtype, device=param.device)
+    return state
+
+
+def plain(value: Any) -> Any:
+    """A number of numpy, as schedulers leave them in groups, as one of Python; a pair likewise; all else as it is."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return tuple(map(plain, value)) if isinstance(value, tuple) else value
+
+
+def rule_of(group: Mapping[str, Any]) -> Rule:
+    """The rule of a param group, with the numbers that stand in the group now."""
+    cls = by_name(group["rule"])
+    return cls(**{name: plain(group[name]) for name in options(cls)})
+
+
+def check_loaded(groups: list[dict[str, Any]], names: list[list[str]], loaded: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that is not of these parameters and rules.
+
+    Args:
+        groups: the optimizer's param groups.
+        names: parameter names by group.
+        loaded: the state dict to be loaded.
+
+    Raises:
+        ValueError: with the group, parameter or key that does not fit.
+    """
+    for key in ("state", "param_groups"):
+        if key not in loaded:
+            raise ValueError(f"not an optimizer checkpoint: it has no {key!r}; its keys are {sorted(map(str, loaded))}")
+    saved_groups = loaded["param_groups"]
+    if len(saved_groups) != len(groups):
+        raise ValueError(
+            f"the checkpoint has {len(saved_groups)} param groups and this optimizer {len(groups)}: build the "
+            "optimizer with the same model and routing as when it was saved"
+        )
+    for i, (group, saved, group_names) in enumerate(zip(groups, saved_groups, names, strict=True)):
+        _check_group(i, group, saved)
+        for param, name, index in zip(group["params"], group_names, saved["params"], strict=True):
+            _check_state(rule_of({**group, **_options_in(saved)}), param, name, loaded["state"].get(index))
+    known = {index for saved in saved_groups for index in saved["params"]}
+    for index in loaded["state"]:
+        if index not in known:
+            raise ValueError(f"the checkpoint has state for parameter {index!r}, which is in none of its param groups")
+
+
+def _options_in(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: group[name] for name in options(by_name(group["rule"])) if name in group}
+
+
+def _check_group(i: int, group: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    if saved.get("rule") != group["rule"]:
+        kind = f"the rule {saved['rule']!r}" if "rule" in saved else "no rule: it is of another optimizer"
+        raise ValueError(f"group {i} of the checkpoint has {kind}, this optimizer has {group['rule']!r} there")
+    if len(saved["params"]) != len(group["params"]):
+        raise ValueError(
+            f"group {i} of the checkpoint has {len(saved['params'])} parameters, this optimizer has "
+            f"{len(group['params'])} there"
+        )
+    known = (*options(by_name(group["rule"])), "maximize")
+    missing = [name for name in known if name not in saved]
+    if missing:
+        raise ValueError(
+            f"group {i} of the checkpoint lacks {', '.join(missing)}: it is of another version or was edited"
+        )
+
+
+def _check_state(rule: Rule, param: Tensor, name: str, saved: Mapping[str, Any] | None) -> None:
+    specs = rule.buffer_specs(param.shape, param.dtype)
+    wanted = {COUNTER, *specs}
+    if saved is None:
+        if not param.requires_grad:  # torch.distributed.checkpoint leaves out the state of frozen parameters
+            return
+        raise ValueError(f"the checkpoint has no state for parameter {name!r}")
+    for key in saved:
+        if key not in wanted:
+            raise ValueError(f"unknown state {key!r} of parameter {name!r} in the checkpoint{closest(key, wanted)}")
+    for key in sorted(wanted):
+        if key not in saved:
+            raise ValueError(f"the checkpoint lacks the state {key!r} of parameter {name!r}")
+    for key, shape in {COUNTER: (), **{key: shape for key, (shape, _) in specs.items()}}.items():
+        there = saved[key]
+        if key != COUNTER and not isinstance(there, Tensor):
+            raise ValueError(f"state {key!r} of parameter {name!r} is no tensor in the checkpoint: {there!r:.80}")
+        there = tuple(torch.as_tensor(there).shape)
+        if there != tuple(shape):
+            raise ValueError(
+                f"state {key!r} of parameter {name!r} has shape {there} in the checkpoint, {tuple(shape)} here"
+            )
+
+
+def adopt(rule: Rule, param: Tensor, saved: Mapping[str, Any] | None) -> dict[str, Tensor]:
+    """Copy a checked state, in the declared dtypes (torch would cast it to the dtype of the parameter)."""
+    if saved is None:
+        return create(rule, param)
+    state = {COUNTER: torch.as_tensor(saved[COUNTER]).detach().to("cpu", torch.int64, copy=True)}
+    for name, (_, dtype) in rule.buffer_specs(param.shape, param.dtype).items():
+        state[name] = saved[name].detach().to(param.device, dtype, copy=True)
+    return state

@@ -1,0 +1,67 @@
+"""Sharded tensors: the only file that knows DTensor and process groups."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+def is_sharded(x: Tensor) -> bool:
+    """Whether ``x`` is a DTensor; cheap where torch.distributed was never loaded."""
+    if type(x) is Tensor or type(x) is torch.nn.Parameter:
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def local(x: Tensor) -> Tensor:
+    """The part of ``x`` that this process holds, sharing its memory; ``x`` itself if it is an ordinary tensor."""
+    if is_sharded(x):
+        x = _dtensor(x).to_local()
+    return x.detach()
+
+
+def full(part: Tensor, like: Tensor) -> Tensor:
+    """The whole of a tensor that is sharded as ``like``, from this process's part of it."""
+    if not is_sharded(like):
+        return part
+    from torch.distributed.tensor import DTensor  # noqa: PLC0415
+
+    whole = _dtensor(like)
+    joined = DTensor.from_local(
+        part, whole.device_mesh, whole.placements, run_check=False, shape=whole.shape, stride=whole.stride()
+    )
+    return joined.full_tensor()
+
+
+def shard(whole: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a tensor that every process holds whole, cut as ``like`` is."""
+    if not is_sharded(like):
+        return whole
+    from torch.distributed.tensor import DTensor, Replicate  # noqa: PLC0415
+
+    target = _dtensor(like)
+    replicated = DTensor.from_local(whole, target.device_mesh, [Replicate()] * target.device_mesh.ndim, run_check=False)
+    return replicated.redistribute(placements=target.placements).to_local()
+
+
+def any_process(flag: bool, tensors: Sequence[Tensor]) -> bool:
+    """Whether the flag is set on any process, if the tensors are shared with others; else the flag itself."""
+    if not any(is_sharded(t) for t in tensors):
+        return flag
+    import torch.distributed as dist  # noqa: PLC0415
+
+    count = torch.tensor(int(flag), device=local(tensors[0]).device)
+    dist.all_reduce(count, op=dist.ReduceOp.MAX)
+    return bool(count)
+
+
+def _dtensor(x: Tensor) -> DTensor:
+    return x  # type: ignore[return-value]
