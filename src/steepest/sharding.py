@@ -23,9 +23,7 @@ def is_sharded(x: Tensor) -> bool:
 
 def local(x: Tensor) -> Tensor:
     """The part of ``x`` that this process holds, sharing its memory; ``x`` itself if it is an ordinary tensor."""
-    if is_sharded(x):
-        x = _dtensor(x).to_local()
-    return x.detach()
+    return _dtensor(x).to_local().detach() if is_sharded(x) else x
 
 
 def full(part: Tensor, like: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def state_bytes(
         **routing: the routing keywords of ``steepest.Steepest`` for a model (``embeddings=``, ``rest=``, ...).
 
     Returns:
-        Bytes by role (embedding, attention, ...), with the "total".
+        Bytes by role (embedding, attention, ...), with the "total". Frozen parameters have no state.
 
     Raises:
         TypeError: no method where one is needed, or routing keywords without a model.
@@ -48,7 +48,7 @@ def state_bytes(
         model_or_shapes = default_routing(model_or_shapes, rule, **routing)
     table: dict[str, int] = {}
     for entry in model_or_shapes.entries:
-        if entry.rule is not None:
+        if entry.rule is not None and not entry.frozen:
             kind = entry.role.kind
             table[kind] = table.get(kind, 0) + _parameter(entry.rule, entry.shape, entry.dtype)
     return {**table, "total": sum(table.values())}

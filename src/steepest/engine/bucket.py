@@ -30,9 +30,9 @@ class Member:
     view: View
 
     def gradient(self) -> Tensor:
-        """The gradient, detached; never written."""
+        """The gradient; never written."""
         assert self.param.grad is not None
-        return self.param.grad.detach()
+        return self.param.grad  # as it is: a step runs without autograd, and detaching would be a call for each
 
 
 @dataclass(frozen=True)

@@ -110,8 +110,8 @@ def _run_compiled(body: Body, large: list[Operands], numbers: Numbers) -> list[O
     # The compiler plans its threads for the first tensor it sees, so the largest goes first.
     flat = sorted(filter(_flat, large), key=lambda each: -each[0].numel())
     left = [each for each in large if not _flat(each)]
-    if not flat:
-        return left
+    if not flat or flat[0][0].device.type in _without_compiler:
+        return large
     step = _compiled(type(body.rule), body.geometry, body.maximize)  # type: ignore[arg-type]
     dtype = compute_dtype(flat[0][0].dtype)
     scalars = {name: torch.as_tensor(value, dtype=dtype, device="cpu") for name, value in numbers.items()}
@@ -120,11 +120,13 @@ def _run_compiled(body: Body, large: list[Operands], numbers: Numbers) -> list[O
         try:
             step(views[0], views[1], _state(body.rule, views), scalars)
         except torch._dynamo.exc.BackendCompilerFailed as error:
+            _without_compiler.add(each[0].device.type)  # trying again at each step would cost seconds each time
             warnings.warn(_NO_COMPILER.format(reason=str(error).splitlines()[0]), stacklevel=2)
             return left + flat[i:]
     return left
 
 
+_without_compiler: set[str] = set()
 _NO_COMPILER = (
     "steepest: backend='compile' needs a working compiler (g++ on a CPU, Triton on a GPU); taking the 'foreach' path "
     "instead. {reason}"

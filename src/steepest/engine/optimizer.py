@@ -101,7 +101,9 @@ class Steepest(torch.optim.Optimizer):
         rule = _rule_with_options(group, self._rule)
         named = _named(group["params"], sum(len(g["params"]) for g in self.param_groups))
         _check_params(rule, named, {id(p) for g in self.param_groups for p in g["params"]})
-        view = group.get("view") or rule.view or _BY_SHAPE
+        view = str(group.get("view") or rule.view or _BY_SHAPE)
+        if view != _BY_SHAPE:
+            View.parse(view)
         if rule.needs == "matrix":
             for name, param in named:
                 _check_matrix(rule, name, param, _view(view, param))
@@ -117,10 +119,13 @@ class Steepest(torch.optim.Optimizer):
             }
         )
         for _, param in named:
-            self.state[param] = states.create(rule, param)
+            if param.requires_grad:  # a frozen one, such as the base of a LoRA model, gets its state when unfrozen
+                self.state[param] = states.create(rule, param)
 
     def _member(self, group: Mapping[str, Any], rule: Rule, index: int) -> Member:
         param = group["params"][index]
+        if param not in self.state:
+            self.state[param] = states.create(rule, param)
         view = _view(group["view"], param) if rule.needs == "matrix" else View(element=True)
         state = self.state[param] = self.state.get(param) or states.create(rule, param)  # a user may have emptied it
         return Member(group["param_names"][index], param, state, view)
@@ -179,7 +184,7 @@ class Steepest(torch.optim.Optimizer):
             assert grad is not None
             sorted_in.setdefault((i, step, param.device, param.dtype, grad.dtype), []).append(member)
         return [
-            Bucket(rules[i], step, members, self.param_groups[i]["lr"], self.param_groups[i]["maximize"])
+            Bucket(rules[i], step, members, rules[i].lr, self.param_groups[i]["maximize"])
             for (i, step, *_), members in sorted_in.items()
         ]
 
@@ -223,7 +228,10 @@ class Steepest(torch.optim.Optimizer):
                 group["param_names"] = names
                 rule = states.rule_of(group)
                 for param, index in zip(group["params"], saved["params"], strict=True):
-                    self.state[param] = states.adopt(rule, param, loaded["state"].get(index))
+                    if index in loaded["state"]:
+                        self.state[param] = states.adopt(rule, param, loaded["state"][index])
+                    else:
+                        self.state.pop(param, None)
             self._members.clear()
 
         # After the user's hooks before loading, and before those after it: they see and make what is loaded.
@@ -267,7 +275,8 @@ class Steepest(torch.optim.Optimizer):
                 entry = self._entries.get(name)
                 role, why = (entry.role.kind, entry.why) if entry else ("", "given")
                 shape, dtype = tuple(param.shape), param.dtype
-                rows.append(report.row(name=name, shape=shape, dtype=dtype, view=view, role=role, rule=rule, why=why))
+                row = report.row(name=name, shape=shape, dtype=dtype, view=view, role=role, rule=rule, why=why)
+                rows.append(row if param in self.state else {**row, "state_bytes": 0})
         order = {name: i for i, name in enumerate(self._entries)}
         return sorted(rows, key=lambda row: order.get(row["name"], len(order)))
 

@@ -82,6 +82,14 @@ def _check_group(i: int, group: Mapping[str, Any], saved: Mapping[str, Any]) -> 
             f"group {i} of the checkpoint has {len(saved['params'])} parameters, this optimizer has "
             f"{len(group['params'])} there"
         )
+    own, theirs = group["param_names"], saved.get("param_names", [])
+    in_order = own == theirs or sorted(own) != sorted(theirs)  # other names may be those of a wrapped model
+    if not in_order and not isinstance(saved["params"][0], str):  # torch.distributed.checkpoint orders them by name
+        first = next(i for i, (a, b) in enumerate(zip(own, theirs, strict=True)) if a != b)
+        raise ValueError(
+            f"group {i} of the checkpoint has its parameters in another order: {theirs[first]!r} where this optimizer "
+            f"has {own[first]!r}; build the optimizer with the parameters in the order of the checkpoint"
+        )
     known = (*options(by_name(group["rule"])), "maximize")
     missing = [name for name in known if name not in saved]
     if missing:
@@ -94,7 +102,7 @@ def _check_state(rule: Rule, param: Tensor, name: str, saved: Mapping[str, Any] 
     specs = rule.buffer_specs(param.shape, param.dtype)
     wanted = {COUNTER, *specs}
     if saved is None:
-        if not param.requires_grad:  # torch.distributed.checkpoint leaves out the state of frozen parameters
+        if not param.requires_grad:  # a frozen parameter has no state until it is unfrozen
             return
         raise ValueError(f"the checkpoint has no state for parameter {name!r}")
     for key in saved:
@@ -114,10 +122,8 @@ def _check_state(rule: Rule, param: Tensor, name: str, saved: Mapping[str, Any] 
             )
 
 
-def adopt(rule: Rule, param: Tensor, saved: Mapping[str, Any] | None) -> dict[str, Tensor]:
+def adopt(rule: Rule, param: Tensor, saved: Mapping[str, Any]) -> dict[str, Tensor]:
     """Copy a checked state, in the declared dtypes (torch would cast it to the dtype of the parameter)."""
-    if saved is None:
-        return create(rule, param)
     state = {COUNTER: torch.as_tensor(saved[COUNTER]).detach().to("cpu", torch.int64, copy=True)}
     for name, (_, dtype) in rule.buffer_specs(param.shape, param.dtype).items():
         state[name] = saved[name].detach().to(param.device, dtype, copy=True)

@@ -129,7 +129,9 @@ def _symmetric(A: Tensor, B: Tensor, C: Tensor | None = None, beta: float = 0.0,
     """Return beta C + alpha A B, known to be symmetric: of a large product only three of four blocks are computed."""
     n = A.shape[-2]
     if n < _BLOCKED:
-        return A @ B if C is None else _product(A, B, C, beta, alpha)
+        if C is not None:
+            return _product(A, B, C, beta, alpha)
+        return torch.bmm(A, B) if A.ndim == 3 else A @ B  # matmul would put four more calls around a stack
     half = n // 2
     result = A.new_empty(*A.shape[:-1], n)
     upper, corner = result[..., :half, :], result[..., half:, half:]

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Row(TypedDict):
     """One parameter of a report; plain values, ready for JSON.
 
-    ``rms_step`` is the expected root mean square of an element of one step (learning rate x scale, weight decay apart),
-    ``state_bytes`` the size of the declared buffers, without the step counter.
+    ``rms_step`` is the expected root mean square of an element of one step (learning rate x scale, weight decay apart;
+    None for a method that cannot say), ``state_bytes`` the size of the declared buffers, without the step counter.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Row(TypedDict):
     view: str
     role: str
     rule: str
-    rms_step: float
+    rms_step: float | None
     state_bytes: int
     why: str
 
@@ -55,14 +55,13 @@ def row(
     )
 
 
-def rms_step(rule: Rule, view: View | str, shape: Sequence[int]) -> float:
-    """Expected RMS of an element of one step on a tensor of this shape, over all its matrices."""
+def rms_step(rule: Rule, view: View | str, shape: Sequence[int]) -> float | None:
+    """Expected RMS of an element of one step on a tensor of this shape, over all its matrices; None if unknown."""
     view = View.parse(view)
-    if view.element:
-        return rule.expected_rms(1, max(math.prod(shape), 1))
-    stacks = view.shapes(shape)
+    stacks = [(1, max(math.prod(shape), 1))] if view.element else view.shapes(shape)
     squares = sum(math.prod(s) * rule.expected_rms(s[-2], s[-1]) ** 2 for s in stacks if math.prod(s))
-    return math.sqrt(squares / max(math.prod(shape), 1))
+    size = math.sqrt(squares / max(math.prod(shape), 1))
+    return None if math.isnan(size) else size
 
 
 def state_bytes(rule: Rule, shape: Sequence[int], dtype: torch.dtype) -> int:
@@ -93,7 +92,7 @@ def _line(rows: list[Row]) -> tuple[str, ...]:
         first["view"],
         first["role"],
         first["rule"],
-        f"{first['rms_step']:.3g}",
+        "" if first["rms_step"] is None else f"{first['rms_step']:.3g}",
         _size(sum(r["state_bytes"] for r in rows)),
         first["why"],
     )
@@ -140,7 +139,7 @@ def _totals(rows: Sequence[Row]) -> list[str]:
     total = sum(elements.values())
     share = {rule: f"{100 * n / max(total, 1):.1f} %" for rule, n in elements.items()}
     parts = [f"{rule} {share[rule]} ({tensors[rule]} tensors, state {_size(state[rule])})" for rule in elements]
-    return [f"{total:,} parameters in {len(rows)} tensors, state {_size(sum(state.values()))}: {'; '.join(parts)}"]
+    return [f"{total:,} parameters in {len(rows):,} tensors, state {_size(sum(state.values()))}: {'; '.join(parts)}"]
 
 
 def _size(count: float) -> str:

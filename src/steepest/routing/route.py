@@ -160,8 +160,8 @@ def default_routing(
         embeddings: rule for embeddings and position tables, and for an untied output head unless ``head`` is given.
         head: rule for the untied output head. A tied one is an embedding.
         vectors: rule for norms, biases and other vectors, taken as it is.
-        rest: rule for all that is no hidden matrix and has no rule of its own. Default: ``rule`` itself if it works on
-            elements, else ``rules.AdamW`` with the lr and weight decay of ``rule``.
+        rest: rule for all that is no hidden matrix and has no rule of its own. Default: ``rule.companion()``, which is
+            ``rule`` itself if it works on elements, else ``rules.AdamW`` with the lr and weight decay of ``rule``.
         decay_vectors: let norms, biases and other vectors have the weight decay of ``rule`` or ``rest``. By default
             they have none: they set scales and offsets, and there is no reason to pull these to zero.
         fused: "split" takes the parts of a fused weight (query, key, value; gate and up; gates of a recurrent layer) as
@@ -181,12 +181,9 @@ def default_routing(
     claims = list(claim(model))
     _check_present(model, claims, rule, given)
     everywhere = rule.needs == "element"
-    if rest is not None:
-        other, reason = rest, "rest="
-    elif everywhere:
-        other, reason = rule, f"{rule.name} takes every parameter"
-    else:
-        other, reason = _beside(rule), "not a hidden matrix"
+    other = rest if rest is not None else rule.companion()
+    reason = f"{rule.name} takes every parameter" if everywhere else "not a hidden matrix"
+    reason = "rest=" if rest is not None else reason
     choices = dict.fromkeys((*KINDS, "unknown"), (other, reason))
     choices.update(dict.fromkeys(HIDDEN, (rule, reason if other is rule else "hidden matrix")))
     if _decays(other) and not decay_vectors:
@@ -254,13 +251,6 @@ def _check_present(
             f"{model_name} has no hidden matrix for {rule.name}, only {', '.join(sorted(kinds))}; use a rule "
             "that works on elements, or steepest.route(model, [(pattern, rule), ...]) to choose by hand"
         )
-
-
-def _beside(rule: Rule) -> Rule:
-    """What takes the parameters that a matrix rule does not."""
-    from steepest.rules import AdamW  # noqa: PLC0415 (rules and routing are siblings; only this default needs one)
-
-    return AdamW(lr=rule.lr, weight_decay=rule.weight_decay)
 
 
 def _decays(rule: Rule) -> bool:

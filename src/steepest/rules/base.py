@@ -150,10 +150,22 @@ class Rule:
         return 1
 
     def expected_rms(self, m: int, n: int) -> float:
-        """RMS of an element of the step on a full-rank (m, n) matrix, lr x scale, averaged over the period."""
+        """RMS of an element of the step on a full-rank (m, n) matrix, lr x scale, averaged over the period.
+
+        Not a number for a method that overrides ``update`` and declares no phases.
+        """
+        if type(self).phase is Rule.phase:
+            return math.nan
         phases = [self.phase(t) for t in range(self.period_steps())]
         steps = [p.lr_ratio * SCALES[p.scale](m, n) * p.geometry.rms(m, n) for p in phases]
         return float(self.lr) * sum(steps) / len(steps)
+
+    def companion(self) -> Rule:
+        """The rule for what this one leaves of a model: itself if it takes everything, else AdamW at the same rate.
+
+        With the scale "match_rms" the steps of the two are of one size.
+        """
+        return self if self.needs == "element" else by_name("adamw")(lr=self.lr, weight_decay=self.weight_decay)
 
     def update(self, bucket: Bucket) -> None:
         """Take one step for the tensors of a bucket; override for a method that the grammar cannot say."""
@@ -206,10 +218,12 @@ def check_options(cls: type[Rule], given: Any, extra: tuple[str, ...] = ()) -> N
 def check_range(rule: str, option: str, value: Any, low: float, high: float, *, open_high: bool = False) -> None:
     """Refuse a number outside [low, high] or [low, high), and anything that is not a number.
 
-    A tensor is let through unread: reading it would wait for its device at each step.
+    A tensor on another device than the CPU is let through unread: reading it would wait for the device at each step.
     """
-    if isinstance(value, Tensor):
-        return
+    if isinstance(value, Tensor) and value.ndim == 0:
+        if value.device.type != "cpu":
+            return
+        value = value.item()
     wanted = f"in [{low:g}, {high:g}{')' if open_high else ']'}" if high < math.inf else f">= {low:g}"
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not (low <= value < high or (value == high and not open_high and high < math.inf)):
