@@ -1,0 +1,96 @@
+"""`steepest optimizers`: what can be compared, and what each optimizer is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from steepest.lab.methods import Method
+
+optimizers_app = typer.Typer(invoke_without_command=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add `steepest optimizers` to the command line."""
+    app.add_typer(optimizers_app, name="optimizers")
+
+
+@optimizers_app.callback()
+def list_(context: typer.Context) -> None:
+    """List the optimizers, or show one with all its options.
+
+    Example: steepest optimizers
+
+    Example: steepest optimizers show lionmuon
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from steepest.lab.methods import METHODS
+
+    table = Table(title="Optimizers", box=None, pad_edge=False, title_justify="left", padding=(0, 2, 0, 0))
+    table.add_column("name", no_wrap=True)
+    table.add_column("step")
+    table.add_column("state, bytes per parameter\nhidden / rest", no_wrap=True)
+    table.add_column("learning rates tried", no_wrap=True)
+    table.add_column("paper")
+    for method in METHODS.values():
+        grid = ", ".join(f"{lr:g}" for lr in method.grid)
+        table.add_row(method.name, method.formula, " / ".join(_bytes(method)), grid, method.paper)
+    console = Console()
+    console.print(table, markup=False)
+    console.print("\nThe rates suit models of 0.1 to 10 million parameters. More: steepest optimizers show lionmuon")
+
+
+@optimizers_app.command()
+def show(name: Annotated[str, typer.Argument(help="A name of `steepest optimizers`.")]) -> None:
+    """Show what an optimizer is, its options and their defaults.
+
+    Example: steepest optimizers show lionmuon
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from steepest import rules
+    from steepest.lab.methods import find
+
+    method = find(name)
+    console = Console()
+    console.print(f"{method.label} ({method.name})", style="bold")
+    console.print(f"step:   {method.formula}", markup=False, highlight=False)
+    console.print(f"source: {method.paper}", markup=False, highlight=False)
+    hidden, rest = _bytes(method)
+    console.print(f"state:  {hidden} bytes per parameter of hidden matrices, {rest} of the rest", highlight=False)
+    console.print(f"rates:  {', '.join(f'{lr:g}' for lr in method.grid)} (the default of one run is {method.lr:g})")
+    table = Table("option", "default", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for option, value in method.options.items():
+        table.add_row(option, str(value))
+    console.print()
+    console.print(table, markup=False)
+    presets = {key: preset for key, preset in rules.PRESETS.items() if type(preset.rule).__name__ == method.label}
+    if presets:
+        console.print("\nTuned settings of papers (steepest.rules.PRESETS):")
+        for key, preset in presets.items():
+            console.print(f"  {key}: lr {preset.rule.lr:g}. {preset.source}", markup=False, highlight=False)
+    console.print(f"\nExample: steepest train --optimizer {name} --lr {method.lr:g}", markup=False, highlight=False)
+
+
+def _bytes(method: Method) -> tuple[str, str]:
+    """State bytes per parameter, measured on a toy model: of a hidden matrix, and of the embedding."""
+    import torch
+    from torch import nn
+
+    from steepest.lab.methods import routing_rows
+
+    hidden, size = "1", 64 * 64
+    model = nn.Sequential(nn.Embedding(64, 64), nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False))
+    optimizer = method.build(model, method.lr, dict(method.options))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    rows = {row["name"].split(".")[0]: row["state_bytes"] / size for row in routing_rows(model, optimizer)}
+    return f"{rows[hidden]:.0f}", f"{rows['0']:.0f}"

@@ -1,0 +1,393 @@
+"""Configuration: what a run is, checked before anything starts, and the hash that names it.
+
+A file (YAML, TOML or JSON) and dotted overrides give the same nested keys as the classes below::
+
+    workload: {model: mini, data: news-wiki, tokenizer: bpe-4096, steps: 2000, schedule: {kind: wsd, decay: 0.3}}
+    method: {name: lionmuon, lr: 1e-2, options: {period: 5}}
+    seed: 1
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import yaml  # type: ignore[import-untyped]
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from steepest.lab.errors import UserError, closest
+from steepest.lab.schedules import Schedule
+
+Precision = Literal["auto", "fp32", "bf16"]
+_Model = TypeVar("_Model", bound="Strict")
+
+
+class Strict(BaseModel):
+    """Base of all configuration: unknown keys are errors, values never change after construction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ScheduleConfig(Strict):
+    """The learning-rate schedule; see `steepest.lab.schedules.Schedule` for the formula and the defaults' source."""
+
+    kind: str = "cosine"
+    warmup: float = Field(default=0.1, ge=0)
+    final: float = Field(default=0.0, ge=0, le=1)
+    start: float = Field(default=0.01, ge=0, le=1)
+    decay: float = Field(default=0.2, ge=0)
+
+    def build(self, steps: int) -> Schedule:
+        """Return the schedule of a run of `steps` steps, or raise a `UserError` that names the bad value."""
+        return Schedule(steps=steps, **self.model_dump())
+
+
+class EvaluationConfig(Strict):
+    """Evaluation on the same validation tokens every time: sum of token losses over their count.
+
+    `every` (steps; 0 = ten times a run) only decides how often, so it is no part of a run's identity.
+    """
+
+    tokens: int = Field(default=65_536, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    every: int = Field(default=0, ge=0)
+
+
+class Workload(Strict):
+    """What is learned, on what, for how long: everything that two compared methods share.
+
+    Args:
+        model: a preset ("tiny", "mini-gpt2", "llama-60m", ...), the path of a Hugging Face config, or a mapping
+            ``{preset: tiny, hidden_size: 96}`` that changes a preset.
+        data: a corpus ("news-wiki", "synthetic", "fineweb", ...); ignored when `text` is given.
+        text: the user's own text file or folder.
+        tokenizer: "bytes", "bpe-4096", ...
+        max_bytes: read at most so many bytes of the corpus.
+        batch_size: sequences per step (the global batch). Default 16.
+        sequence_length: tokens per sequence. Default 128.
+        steps: optimizer steps. Default 400.
+        clip: global gradient norm before every step, None for no clipping. Default 0.5 (LionMuon 124M and 355M).
+        precision: "fp32", "bf16" (autocast; weights stay fp32), or "auto": bf16 where it is measurably faster.
+    """
+
+    model: str | dict[str, Any] = "tiny"
+    data: str = "news-wiki"
+    text: str | None = None
+    tokenizer: str = "bytes"
+    max_bytes: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    sequence_length: int = Field(default=128, ge=1)
+    steps: int = Field(default=400, ge=1)
+    schedule: ScheduleConfig = ScheduleConfig()
+    clip: float | None = Field(default=0.5, gt=0)
+    precision: Precision = "auto"
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Workload:
+        self.schedule.build(self.steps)
+        return self
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens predicted per step."""
+        return self.batch_size * self.sequence_length
+
+
+class MethodConfig(Strict):
+    """An optimizer by its name in `steepest optimizers`, its learning rate (None: its default) and its options.
+
+    `label` is how tables call this variant; it is no part of a run's identity.
+    """
+
+    name: str = "adamw"
+    label: str | None = None
+    lr: float | None = Field(default=None, ge=0)
+    options: dict[str, Any] = {}
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _numbers(cls, options: Any) -> Any:
+        return {key: _number(value) for key, value in options.items()} if isinstance(options, Mapping) else options
+
+
+class TrainConfig(Strict):
+    """One run. Fields below `seed` decide how it is carried out, not what it computes, and stay out of its hash.
+
+    Args:
+        seed: of the initial weights and of the order of the data.
+        micro_batch: sequences per forward-backward pass; gradients accumulate to `batch_size`. None: all at once.
+        checkpoint_every: steps between checkpoints; 0 = ten times a run.
+        log_every: steps per line of metrics.jsonl (the loss in it is their mean); 0 = at most 1,000 lines a run.
+        threads: torch threads; None leaves torch's choice.
+        device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ...
+        cache: folder of prepared data; None for the default.
+        keep_checkpoint: keep the last checkpoint of a finished run.
+    """
+
+    workload: Workload = Workload()
+    method: MethodConfig = MethodConfig()
+    seed: int = Field(default=0, ge=0)
+    purpose: Literal["tune", "final"] = "final"
+    micro_batch: int | None = Field(default=None, ge=1)
+    checkpoint_every: int = Field(default=0, ge=0)
+    log_every: int = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, ge=1)
+    device: str = "auto"
+    cache: str | None = None
+    keep_checkpoint: bool = True
+
+    @model_validator(mode="after")
+    def _micro_batch_divides(self) -> TrainConfig:
+        if self.micro_batch is not None and self.workload.batch_size % self.micro_batch:
+            raise UserError(
+                f"micro_batch must divide batch_size, got {self.micro_batch} and {self.workload.batch_size}."
+            )
+        return self
+
+
+class StudyMethod(Strict):
+    """One row of a comparison: a method, its options and the learning rates to try (None: the method's own grid)."""
+
+    name: str
+    label: str | None = None
+    options: dict[str, Any] = {}
+    grid: tuple[float, ...] | None = None
+
+    _numbers = field_validator("options", mode="before")(MethodConfig._numbers.__func__)  # type: ignore[attr-defined]
+
+    @field_validator("grid")
+    @classmethod
+    def _sorted(cls, grid: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if grid is not None and (not grid or min(grid) <= 0 or len(set(grid)) < len(grid)):
+            raise UserError(f"a grid of learning rates needs different positive values, got {list(grid)}.")
+        return None if grid is None else tuple(sorted(grid))
+
+
+class StudyConfig(Strict):
+    """A comparison: every method on the same workload, its learning rate tuned on one seed, then fresh seeds.
+
+    Args:
+        methods: names, or mappings with "name", "label", "options" and "grid".
+        baseline: the method whose loss the others are compared with.
+        tuning_seed: the seed of the tuning runs; they never enter the final numbers.
+        seeds: the fresh seeds of the final runs.
+        extend: how many times a grid may grow by one value when the best learning rate lies on its edge.
+    """
+
+    name: str = "compare"
+    workload: Workload = Workload()
+    methods: tuple[StudyMethod, ...] = ()
+    baseline: str = "adamw"
+    tuning_seed: int = Field(default=0, ge=0)
+    seeds: tuple[int, ...] = (1, 2)
+    extend: int = Field(default=2, ge=0)
+    device: str = "auto"
+    cache: str | None = None
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _names(cls, methods: Any) -> Any:
+        if isinstance(methods, str):
+            methods = [name.strip() for name in methods.split(",")]
+        return [{"name": method} if isinstance(method, str) else method for method in methods]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudyConfig:
+        if self.tuning_seed in self.seeds or len(set(self.seeds)) < len(self.seeds) or not self.seeds:
+            raise UserError(
+                f"seeds must be different from each other and from tuning_seed, got seeds {list(self.seeds)} and "
+                f"tuning_seed {self.tuning_seed}: the run that chose a learning rate is biased in its favour."
+            )
+        labels = [method.label or method.name for method in self.methods]
+        if len(set(labels)) < len(labels):
+            raise UserError(f"two methods share a label: {labels}. Give the variants different labels.")
+        return self
+
+
+def plain(value: Any) -> Any:
+    """Return the value as JSON can say it: tuples as lists, infinity as "inf" (which reads back as infinity)."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def canonical(value: Any) -> str:
+    """Return JSON with sorted keys and no spaces: equal values give equal strings."""
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def hash8(value: Any) -> str:
+    """Return the first 8 hex digits of the SHA-256 of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:8]
+
+
+def identity(config: TrainConfig, data_sha256: str) -> dict[str, Any]:
+    """Return what makes a run that run: workload, method, seed and the data's own hash; not how it is carried out."""
+    workload = config.workload.model_dump(exclude={"evaluation": {"every"}, "text": True, "max_bytes": True})
+    return {
+        "workload": workload,
+        "method": plain(config.method.model_dump(exclude={"label"})),
+        "seed": config.seed,
+        "data_sha256": data_sha256,
+    }
+
+
+def run_id(config: TrainConfig, data_sha256: str) -> str:
+    """Return "<method>-lr<lr>-s<seed>-<hash8>"."""
+    rate = "default" if config.method.lr is None else f"{config.method.lr:g}"
+    return f"{config.method.name}-lr{rate}-s{config.seed}-{hash8(identity(config, data_sha256))}"
+
+
+# The flags of `steepest train` for keys of its configuration; every other key is set with -o.
+FLAGS = {
+    "workload.model": "--model",
+    "workload.data": "--data",
+    "workload.text": "--text",
+    "workload.tokenizer": "--tokenizer",
+    "workload.batch_size": "--batch-size",
+    "workload.sequence_length": "--sequence-length",
+    "workload.steps": "--steps",
+    "workload.schedule.kind": "--schedule",
+    "workload.schedule.warmup": "--warmup",
+    "workload.schedule.final": "--final",
+    "workload.clip": "--clip",
+    "workload.precision": "--precision",
+    "method.name": "--optimizer",
+    "method.lr": "--lr",
+    "seed": "--seed",
+    "micro_batch": "--micro-batch",
+    "threads": "--threads",
+    "device": "--device",
+}
+_ALWAYS = ("workload.model", "workload.data", "method.name", "method.lr", "workload.steps", "seed")
+_NEVER = ("purpose", "keep_checkpoint", "cache", "method.label")
+
+
+def command_line(config: TrainConfig, options: Mapping[str, Any]) -> str:
+    """Return the `steepest train` command that repeats a run; `options` are the defaults of its method's options."""
+    defaults = _flat(TrainConfig().model_dump())
+    defaults |= {f"method.options.{key}": plain(value) for key, value in options.items()}
+    words = ["steepest", "train"]
+    values = _flat(config.model_dump(exclude={"method": {"options"}}))
+    values |= {f"method.options.{key}": plain(value) for key, value in config.method.options.items()}
+    if isinstance(config.workload.model, dict):
+        values = {key: value for key, value in values.items() if not key.startswith("workload.model.")}
+        values["workload.model"] = plain(config.workload.model)
+    for key in sorted(values, key=lambda key: list(FLAGS).index(key) if key in FLAGS else len(FLAGS)):
+        value = values[key]
+        if key in _NEVER or (value == defaults.get(key) and key not in _ALWAYS):
+            continue
+        text = value if isinstance(value, str) else repr(value) if isinstance(value, float) else json.dumps(value)
+        simple = key in FLAGS and not isinstance(value, dict) and value is not None
+        words += [FLAGS[key], text] if simple else ["-o", f"{key}={text}"]
+    return shlex.join(words)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": plain(value)}
+    return flat
+
+
+def load_file(path: str | Path) -> dict[str, Any]:
+    """Read a nested mapping from a .yaml, .yml, .toml or .json file."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no configuration file at {path}.")
+    text = path.read_text(encoding="utf-8")
+    try:
+        match path.suffix.lower():
+            case ".yaml" | ".yml":
+                value = yaml.safe_load(text)
+            case ".json":
+                value = json.loads(text)
+            case ".toml":
+                try:
+                    import tomllib  # type: ignore[import-not-found]
+                except ImportError:  # Python 3.10
+                    raise UserError(f"{path}: TOML needs Python 3.11; write it as YAML or JSON.") from None
+                value = tomllib.loads(text)
+            case suffix:
+                raise UserError(f"{path}: unknown kind of file {suffix!r}; use .yaml, .toml or .json.")
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    except ValueError as error:  # tomllib's
+        raise error if isinstance(error, UserError) else UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold keys and values at the top, found {type(value).__name__}.")
+    return cast("dict[str, Any]", value)
+
+
+def override(config: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """Return `config` with "dotted.key=value" assignments applied; values are read as YAML (numbers, lists, null)."""
+    config = json.loads(json.dumps(config))  # a deep copy of plain values
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"an override is key=value, for example workload.steps=100; got {assignment!r}.")
+        try:
+            value = _number(yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise UserError(f"the value of {assignment!r} cannot be read: {error}") from None
+        merge(config, key.strip().split("."), value)
+    return config
+
+
+def merge(config: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set one nested key, creating the mappings on the way."""
+    for name in path[:-1]:
+        child = config.setdefault(name, {})
+        if not isinstance(child, dict):
+            raise UserError(f"{'.'.join(path)}: {name!r} is {child!r}, not a group of keys.")
+        config = child
+    config[path[-1]] = value
+
+
+def validate(kind: type[_Model], values: Mapping[str, Any]) -> _Model:
+    """Build `kind` from plain values; every fault is one line with the key, the value and the closest known key."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(kind, dict(fault)) for fault in error.errors(include_url=False)]
+        raise UserError("\n".join(lines)) from None
+
+
+def _explain(kind: type[BaseModel], fault: dict[str, Any]) -> str:
+    location, message = list(fault["loc"]), str(fault["msg"])
+    key = ".".join(str(part) for part in location)
+    if fault["type"] == "extra_forbidden":
+        names = _fields(kind, location[:-1])
+        return f"unknown key {key!r}.{closest(str(location[-1]), names)} Known here: {', '.join(names)}."
+    if fault["type"] == "value_error":  # raised by one of the validators above: it already names everything
+        return message.removeprefix("Value error, ")
+    return f"{key}: {message[0].lower()}{message[1:]}, got {fault['input']!r}."
+
+
+def _fields(kind: type[BaseModel], location: list[Any]) -> list[str]:
+    for name in location:
+        annotation = kind.model_fields[name].annotation if name in kind.model_fields else None
+        for candidate in (annotation, *getattr(annotation, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                kind = candidate
+    return list(kind.model_fields)
+
+
+def _number(value: Any) -> Any:
+    # YAML 1.1 reads 1e-3 (no dot) as a string; nobody who writes it means one.
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    if isinstance(value, list):
+        return [_number(item) for item in value]
+    return value
