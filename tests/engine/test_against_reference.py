@@ -295,8 +295,9 @@ def test_a_rate_that_is_a_tensor(name, backend):
 @pytest.mark.parametrize("name", RULES)
 def test_parameters_that_are_not_contiguous(name, backend):
     """A transposed or sliced parameter; with gradients of its own layout, and contiguous ones."""
-    shapes = {"transposed": (20, 30), "sliced": (20, 30), "large": (1201, 603), "contiguous": (20, 30)}
     c = case(name)
+    large = (1201, 603) if c.elementwise else (120, 60)
+    shapes = {"transposed": (20, 30), "sliced": (20, 30), "large": large, "contiguous": (20, 30)}
     start, gradients = draw(shapes), draw_gradients(shapes, 4)
     weights, _ = reference.run(c.function, list(start.items()), gradients, lr=c.rule.lr, **c.numbers)
     library = Library([(dataclasses.replace(c.rule, backend=backend), {"contiguous": start["contiguous"]})])
@@ -625,3 +626,21 @@ def test_float32_paths_agree(name):
             torch.testing.assert_close(
                 results[backend][n], results["single"][n], rtol=0, atol=tolerance, msg=f"{backend} {n}"
             )
+
+
+# --- defaults
+
+
+def test_defaults_are_those_of_the_papers():
+    """LionMuon's table of tuned cells (period 2), its fallback AdamW, Lion's paper, the Newton-Schulz of Muon."""
+    lion_muon = rules.LionMuon()
+    assert (lion_muon.lr, lion_muon.sign_lr_ratio, lion_muon.period, lion_muon.betas) == (1e-3, 0.1, 2, (0.9, 0.99))
+    sign_muon = rules.SignMuon()
+    assert (sign_muon.lr, sign_muon.sign_lr_ratio, sign_muon.period, sign_muon.betas) == (3e-3, 1 / 30, 2, (0.9, 0.9))
+    assert (rules.Lion().betas, rules.Signum().betas) == ((0.9, 0.99), (0.9, 0.9))
+    assert rules.Muon().betas == rules.nesterov(0.95)
+    assert (rules.AdamW().lr, rules.AdamW().betas, rules.AdamW().eps) == (1e-3, (0.8, 0.999), 1e-8)
+    for rule in (lion_muon, sign_muon, rules.Muon()):
+        assert (rule.steps, rule.coefficients, rule.scale) == (5, "keller", "match_rms")
+    for rule in (lion_muon, sign_muon, rules.Muon(), rules.Lion(), rules.Signum(), rules.AdamW()):
+        assert rule.weight_decay == 0.1

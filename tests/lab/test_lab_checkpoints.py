@@ -53,6 +53,7 @@ def test_a_crash_while_saving_leaves_the_old_one(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(torch, "save", dies)
     with pytest.raises(KeyboardInterrupt):
         checkpoints.save(tmp_path, 2, {})
+    assert [path.name for path in tmp_path.glob("*.pt")] == ["step-000000001.pt"]
     found = checkpoints.load(tmp_path)
     assert found is not None
     assert found["step"] == 1

@@ -58,6 +58,8 @@ class Disk:
             plan = self.study.plan("sha")
             if not plan.todo:
                 return plan
+            purposes = {name: {c.purpose for c in plan.todo if c.method.name == name} for name in methods.METHODS}
+            assert {"tune", "final"} not in purposes.values()  # a rate is final once all its rivals are known
             for config in plan.todo:
                 value = loss(config.method.name, config.method.lr, config.seed)
                 final = {"state": "done" if value is not None else "diverged", "loss": value}

@@ -77,6 +77,7 @@ def test_a_padded_vocabulary_is_kept_and_any_other_follows_the_corpus() -> None:
     assert models.configuration("lionmuon-gpt2-124m", 50_257).vocab_size == 50_304
     assert models.configuration("lionmuon-gpt2-124m", 4_096).vocab_size == 4_096
     assert models.configuration("tiny", 257).vocab_size == 257
+    assert models.configuration("tiny", 250).vocab_size == 250
 
 
 def test_any_configuration_file_or_folder(tmp_path: Path) -> None:

@@ -301,13 +301,14 @@ def test_too_little_text_is_said_before_anything_is_written(cache: Path, tmp_pat
 
 
 def test_the_first_signal_stops_and_the_second_ends() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+    both = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in both]
     with stop_on_signals() as stop:
+        assert not any(signal.getsignal(number) == old for number, old in zip(both, before, strict=True))
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.requested
-        assert signal.getsignal(signal.SIGTERM) == before
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) == before
+        assert [signal.getsignal(number) for number in both] == before
+    assert [signal.getsignal(number) for number in both] == before
 
 
 def test_precision_is_measured_once_and_kept(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

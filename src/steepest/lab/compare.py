@@ -161,6 +161,7 @@ class Study:
             while True:
                 row.tuning = {lr: self._outcome(method, lr, self.config.tuning_seed, data_sha256) for lr in row.grid}
                 if any(trial["state"] == "created" for trial in row.tuning.values()):
+                    row.best_lr, row.edge = None, False
                     break
                 row.best_lr, row.edge, beyond = choose(row.grid, {lr: t["loss"] for lr, t in row.tuning.items()})
                 if beyond is None or len(row.grid) - first >= self.config.extend:

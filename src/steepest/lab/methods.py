@@ -172,7 +172,7 @@ def _methods() -> Iterator[Method]:
         label="SignMuon",
         paper="Bolatov et al. 2026, arXiv 2605.19811",
         formula="polar(M), then period - 1 times sign(M), on hidden matrices; AdamW on the rest",
-        grid=(5e-3, 1e-2, 2e-2, 4e-2),
+        grid=(1e-2, 2e-2, 4e-2, 8e-2),
         options=_rule_options("SignMuon") | _REST | {"fused": "split"},
         build=_hidden_matrices("SignMuon"),
     )

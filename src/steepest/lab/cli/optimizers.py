@@ -34,16 +34,19 @@ def list_(context: typer.Context) -> None:
 
     table = Table(title="Optimizers", box=None, pad_edge=False, title_justify="left", padding=(0, 2, 0, 0))
     table.add_column("name", no_wrap=True)
-    table.add_column("step")
-    table.add_column("state, bytes per parameter\nhidden / rest", no_wrap=True)
-    table.add_column("learning rates tried", no_wrap=True)
-    table.add_column("paper")
+    table.add_column("step", ratio=3)
+    table.add_column("state", no_wrap=True)
+    table.add_column("lr", no_wrap=True)
+    table.add_column("paper", ratio=2)
     for method in METHODS.values():
-        grid = ", ".join(f"{lr:g}" for lr in method.grid)
-        table.add_row(method.name, method.formula, " / ".join(_bytes(method)), grid, method.paper)
+        table.add_row(method.name, method.formula, " / ".join(_bytes(method)), f"{method.lr:g}", method.paper)
     console = Console()
     console.print(table, markup=False)
-    console.print("\nThe rates suit models of 0.1 to 10 million parameters. More: steepest optimizers show lionmuon")
+    console.print(
+        "\nstate: bytes per parameter of hidden matrices / of the rest. lr: the default, for models of 0.1 to 10 "
+        "million parameters.\nOptions, rates to try and tuned settings of papers: steepest optimizers show lionmuon",
+        highlight=False,
+    )
 
 
 @optimizers_app.command()
@@ -74,8 +77,10 @@ def show(name: Annotated[str, typer.Argument(help="A name of `steepest optimizer
     presets = {key: preset for key, preset in rules.PRESETS.items() if type(preset.rule).__name__ == method.label}
     if presets:
         console.print("\nTuned settings of papers (steepest.rules.PRESETS):")
-        for key, preset in presets.items():
-            console.print(f"  {key}: lr {preset.rule.lr:g}. {preset.source}", markup=False, highlight=False)
+        for source in dict.fromkeys(preset.source for preset in presets.values()):
+            console.print(f"  {source}:", markup=False, highlight=False)
+            for key in [key for key, preset in presets.items() if preset.source == source]:
+                console.print(f"    {key}  lr {presets[key].rule.lr:g}", markup=False, highlight=False)
     console.print(f"\nExample: steepest train --optimizer {name} --lr {method.lr:g}", markup=False, highlight=False)
 
 
