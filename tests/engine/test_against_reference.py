@@ -446,11 +446,11 @@ def test_stable_rank_trigger_chooses_for_each_matrix_of_a_view(view):
     """One expert, or one section of a fused weight, may be spectral while another takes a sign step."""
     low = np.outer(np.arange(1.0, 5), [1.0, -2, 3, 1, 2, 1])
     high = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))[0][:4]
-    both, parts = (np.stack([low, high]), 2) if view == "batch" else (np.concatenate([low, high]), 2)
+    both = np.stack([low, high]) if view == "batch" else np.concatenate([low, high])
     c = case("lion_muon", trigger="stable_rank", threshold=0.5, lr=1.0, weight_decay=0.0)
     library = Library([(dataclasses.replace(c.rule, view=view), {"w": np.zeros_like(both)})])
     library.step({"w": both})
-    step = -library.weights()["w"].reshape(parts, 4, 6)
+    step = -library.weights()["w"].reshape(2, 4, 6)
     close(step[0], reference.spectral(low), "the matrix of rank one")
     close(step[1], c.rule.sign_lr_ratio * np.sign(high), "the matrix with orthogonal rows")
 

@@ -131,7 +131,7 @@ def test_clipping_bounds_the_gradient_and_reports_its_norm(
 def test_a_stopped_run_repeats_the_unbroken_one_bit_for_bit(
     cache: Path, tmp_path: Path, method: str, log_every: int
 ) -> None:
-    config = tiny(cache, method={"name": method, "lr": 1e-2}, log_every=log_every)
+    config = tiny(cache, method={"name": method, "lr": 1e-2}, log_every=log_every, checkpoint_every=6)
     unbroken = train(config, tmp_path / "unbroken")
     stops = (1, 2, 5, 7, 11) if log_every == 1 else (5, 10)
     broken = run_with_stops(config, tmp_path / "broken", stops)
@@ -140,6 +140,7 @@ def test_a_stopped_run_repeats_the_unbroken_one_bit_for_bit(
     assert weights[0] is not None
     assert weights[1] is not None
     assert all(torch.equal(weights[0]["model"][key], value) for key, value in weights[1]["model"].items())
+    assert weights[0]["counters"]["first_loss"] == weights[1]["counters"]["first_loss"]
     assert len(json.loads((broken.path / "env.json").read_text())["resumes"]) == len(stops)
 
 
@@ -262,15 +263,19 @@ class _Poisoned(torch.optim.SGD):
         if self.calls == 3:
             if self.complain is not None:
                 raise self.complain("the gradient of layer 7 is not finite")
-            next(self.model.parameters()).data.fill_(self.value)
+            next(self.model.parameters()).data.mul_(self.value)
         return super().step(closure)
 
 
-def test_a_loss_that_is_not_finite_diverges(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "build", lambda config, model: _Poisoned(model, math.nan, None))
+@pytest.mark.parametrize("factor", [math.nan, 1e3])
+def test_a_loss_that_explodes_or_is_not_finite_diverges(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    monkeypatch.setattr(methods, "build", lambda config, model: _Poisoned(model, factor, None))
     result = train(tiny(cache), tmp_path)
     assert (result.state, result.step) == ("diverged", 4)
-    assert lines(result.path / "metrics.jsonl")[-1]["loss"] is None
+    loss = lines(result.path / "metrics.jsonl")[-1]["loss"]
+    assert loss is None if math.isnan(factor) else loss > 10
 
 
 @pytest.mark.parametrize("kind", [FloatingPointError, ValueError])
