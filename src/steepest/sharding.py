@@ -52,12 +52,15 @@ def shard(whole: Tensor, like: Tensor) -> Tensor:
 
 def any_process(flag: bool, tensors: Sequence[Tensor]) -> bool:
     """Whether the flag is set on any process, if the tensors are shared with others; else the flag itself."""
-    if not any(is_sharded(t) for t in tensors):
+    meshes = dict.fromkeys(_dtensor(t).device_mesh for t in tensors if is_sharded(t))
+    if not meshes:
         return flag
     import torch.distributed as dist  # noqa: PLC0415
 
     count = torch.tensor(int(flag), device=local(tensors[0]).device)
-    dist.all_reduce(count, op=dist.ReduceOp.MAX)
+    for mesh in meshes:  # not all processes of the job: another pipeline stage may hold nothing that is sharded
+        for group in mesh.get_all_groups():
+            dist.all_reduce(count, op=dist.ReduceOp.MAX, group=group)
     return bool(count)
 
 

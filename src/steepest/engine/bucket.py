@@ -61,9 +61,12 @@ class Bucket:
         if phase.gate is None or phase.otherwise is None:
             self._take(phase, self.members)
             return
-        passed = matrices.passes(self, phase)
-        self._take(phase, [m for m, ok in zip(self.members, passed, strict=True) if ok])
-        self._take(phase.otherwise, [m for m, ok in zip(self.members, passed, strict=True) if not ok])
+        chosen = list(zip(self.members, matrices.passes(self, phase), strict=True))
+        self._take(phase, [m for m, passed in chosen if all(passed)])
+        self._take(phase.otherwise, [m for m, passed in chosen if passed and not any(passed)])
+        for member, passed in chosen:
+            if any(passed) and not all(passed):
+                matrices.run_mixed(self, phase, member, passed)
 
     def numbers(self, phase: Phase) -> dict[str, Any]:
         """The numbers of the rule at this step, with the ``rate`` of the phase and the share of a weight it keeps."""

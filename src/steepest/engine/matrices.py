@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,27 +33,56 @@ def run(bucket: Bucket, phase: Phase, members: Sequence[Member]) -> None:
         store(params, wide)
 
 
-def passes(bucket: Bucket, phase: Phase) -> list[bool]:
-    """Whether the direction of each member passes the gate of the phase; buffers stay as they are.
+def passes(bucket: Bucket, phase: Phase) -> list[list[bool]]:
+    """For each member, whether the direction of each of its matrices passes the gate of the phase.
 
-    One read from the device for the whole bucket.
+    Buffers stay as they are. One read from the device for the whole bucket.
     """
     assert phase.gate is not None
     numbers = bucket.numbers(phase)
     body = Body(bucket.rule, phase.geometry, bucket.maximize)
     generator = torch.Generator()
-    shares = []
+    shares: list[Tensor] = []
     for member in bucket.members:
         trial = replace(member, state={name: buffer.clone() for name, buffer in member.state.items()})
         (direction,) = _directions(body, [trial], numbers)
-        ranks = []
+        ranks = [direction.new_empty(0)]
         for x in member.view.split(direction):
             # Spread over the 32 bits that the generator of a CPU reads: the upper half of a longer seed is lost.
             generator.manual_seed((phase.gate.seed * 0x9E3779B1 + bucket.step) % (1 << 32))
             start = torch.randn(x.shape[-1], generator=generator, dtype=torch.float32).to(x.device)
-            ranks.append(kernels.stable_rank(x, start).flatten() / min(x.shape[-2:]))
-        shares.append(torch.cat(ranks).mean())
-    return (torch.stack(shares) <= phase.gate.threshold).tolist()
+            ranks.append(kernels.stable_rank(x, start).flatten() / max(1, min(x.shape[-2:])))
+        shares.append(torch.cat(ranks))
+    flags = iter((torch.cat([share.float() for share in shares]) <= phase.gate.threshold).tolist())
+    return [list(islice(flags, share.numel())) for share in shares]
+
+
+def run_mixed(bucket: Bucket, phase: Phase, member: Member, passed: Sequence[bool]) -> None:
+    """Step a member of several matrices of which some take the phase and the others its ``otherwise``."""
+    assert phase.otherwise is not None
+    numbers = bucket.numbers(phase)
+    (direction,) = _directions(Body(bucket.rule, phase.geometry, bucket.maximize), [member], numbers)
+    flags = iter(passed)
+    updates, ratios = [], []
+    for x in member.view.split(direction):
+        flat = x.reshape(-1, *x.shape[-2:])
+        here = list(islice(flags, len(flat)))
+        update = torch.empty_like(flat)
+        ratio = torch.empty_like(flat)
+        for part, wanted in ((phase, True), (phase.otherwise, False)):
+            chosen = [i for i, ok in enumerate(here) if ok is wanted]
+            if chosen:
+                scale = SCALES[part.scale](*x.shape[-2:])
+                update[chosen] = part.geometry(flat[chosen], numbers) * (scale * part.lr_ratio)
+                ratio[chosen] = part.lr_ratio
+        updates.append(update.view(x.shape))
+        ratios.append(ratio.view(x.shape))
+    rate = sharding.shard(member.view.join(ratios, direction.shape), member.param) * bucket.lr
+    param = sharding.local(member.param)
+    wide = load(param)
+    wide.mul_(1.0 - rate * bucket.rule.weight_decay)
+    wide.sub_(sharding.shard(member.view.join(updates, direction.shape), member.param) * bucket.lr)
+    store(param, wide)
 
 
 def _batches(members: Sequence[Member], *, single: bool) -> Iterator[list[Member]]:

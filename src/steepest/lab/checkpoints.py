@@ -21,7 +21,7 @@ def save(folder: Path, step: int, content: dict[str, Any]) -> Path:
     """Write the state after `step` steps: to a temporary file, flushed to the disk, then renamed; keep the last two.
 
     Args:
-        folder: existing folder of the checkpoints.
+        folder: of the checkpoints; made when missing.
         step: number of steps taken.
         content: tensors, numbers, strings and containers of them only.
 
@@ -31,6 +31,7 @@ def save(folder: Path, step: int, content: dict[str, Any]) -> Path:
     path = folder / f"step-{step:09d}.pt"
     temporary = path.with_suffix(".tmp")
     try:
+        folder.mkdir(exist_ok=True)
         with temporary.open("wb") as file:
             torch.save({"schema": SCHEMA, "step": step, **content}, file)
             file.flush()

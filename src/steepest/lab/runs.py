@@ -110,7 +110,7 @@ class RunDirectory:
     def create(self) -> None:
         """Make the folder (and its parents)."""
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise full_disk(error, self.path, "creating") or UserError(
                 f"cannot create the run folder {self.path}: {error.strerror}. Choose another with --out."

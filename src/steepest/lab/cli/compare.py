@@ -259,17 +259,25 @@ def show(study: Study, console: Console) -> None:
 
     from steepest.lab.report import headline, terminal_table, verdict
 
-    title = f"Learning rates tried, and their validation loss (seed {study.tuning_seed}; the best is underlined)"
-    table = Table(
-        title=title, show_header=False, box=None, pad_edge=False, title_justify="left", padding=(0, 2, 0, 0)
-    )  # fmt: skip
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for method in study.methods:
         cells = []
         for trial in method.trials:
             loss = f"{trial.loss:.3f}" if math.isfinite(trial.loss) else trial.state
             cells.append(Text(f"{trial.lr:g}\n{loss}", "bold underline" if trial.lr == method.best_lr else ""))
         table.add_row(method.label, *cells, Text("best on\nthe edge", "yellow") if method.edge else "")
+    rows = headline(study)
+    lines = [
+        *verdict(study, rows),
+        "Tokens per second of a worker: "
+        + ", ".join(f"{row.method.label} {row.tokens_per_second:,.0f}" for row in rows if row.tokens_per_second > 0)
+        + " (what else the machine was doing counts).",
+    ]
+    console.print(
+        f"\nLearning rates tried, and their validation loss (seed {study.tuning_seed}; the best is underlined)"
+    )
     console.print(table)
+    console.print()
     console.print(terminal_table(study))
-    for sentence in verdict(study, headline(study)):
-        console.print(sentence, highlight=False, markup=False)
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
