@@ -124,10 +124,8 @@ class Steepest(torch.optim.Optimizer):
 
     def _member(self, group: Mapping[str, Any], rule: Rule, index: int) -> Member:
         param = group["params"][index]
-        if param not in self.state:
-            self.state[param] = states.create(rule, param)
         view = _view(group["view"], param) if rule.needs == "matrix" else View(element=True)
-        state = self.state[param] = self.state.get(param) or states.create(rule, param)  # a user may have emptied it
+        state = self.state[param] = self.state.get(param) or states.create(rule, param)  # it may have been frozen
         return Member(group["param_names"][index], param, state, view)
 
     # Step ------------------------------------------------------------------------------------------------------------
