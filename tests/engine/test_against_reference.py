@@ -185,6 +185,7 @@ def test_large_tensors_in_pieces(name, backend):
     compare(case(name), {"large": (1531, 701), "small": (3,)}, backend, steps=3)
 
 
+@pytest.mark.usefixtures("working_compiler")
 @pytest.mark.parametrize("name", RULES)
 def test_compiled(name):
     """Large tensors are compiled, small ones need not be; the first test of a kind pays for the compiler."""
@@ -198,6 +199,7 @@ def test_compiled(name):
     compare(case(name), shapes, "compile", steps=5, lr=lambda t: 0.02 / (1 + t))
 
 
+@pytest.mark.usefixtures("working_compiler")
 def test_the_compiler_is_really_used():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -441,18 +443,33 @@ def test_stable_rank_trigger_chooses_for_each_matrix(backend):
     )
 
 
-@pytest.mark.parametrize("view", ["batch", "rows=4,4"])
-def test_stable_rank_trigger_chooses_for_each_matrix_of_a_view(view):
-    """One expert, or one section of a fused weight, may be spectral while another takes a sign step."""
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("view", ["batch", "rows=4,4,4"])
+def test_stable_rank_trigger_chooses_for_each_matrix_of_a_view(view, maximize, backend):
+    """One expert, or one section of a fused weight, may be spectral, with its rate, while others take sign steps."""
     low = np.outer(np.arange(1.0, 5), [1.0, -2, 3, 1, 2, 1])
     high = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))[0][:4]
-    both = np.stack([low, high]) if view == "batch" else np.concatenate([low, high])
-    c = case("lion_muon", trigger="stable_rank", threshold=0.5, lr=1.0, weight_decay=0.0)
-    library = Library([(dataclasses.replace(c.rule, view=view), {"w": np.zeros_like(both)})])
-    library.step({"w": both})
-    step = -library.weights()["w"].reshape(2, 4, 6)
-    close(step[0], reference.spectral(low), "the matrix of rank one")
-    close(step[1], c.rule.sign_lr_ratio * np.sign(high), "the matrix with orthogonal rows")
+    matrices = {"low": low, "high": high, "turns": low}
+    gradients = [{**matrices, "turns": 1e-6 * low if t < 3 else 1e6 * high} for t in range(6)]
+    start = draw(dict.fromkeys(matrices, (4, 6)))
+    c = case("lion_muon", trigger="stable_rank", threshold=0.5)
+    weights, states = reference.run(
+        c.function,
+        list(start.items()),
+        gradients,
+        lr=c.rule.lr,
+        maximize=maximize,
+        **{**c.numbers, "phase": reference.when_low_rank(0.5, lambda t, n: np.arange(1.0, n + 1))},
+    )
+    join = np.stack if view == "batch" else np.concatenate
+    rule = dataclasses.replace(c.rule, view=view, backend=backend)
+    library = Library([(rule, {"w": join(list(start.values()))})], maximize=maximize)
+    for t, g in enumerate(gradients):
+        library.step({"w": join(list(g.values()))})
+        close(library.weights()["w"], join(list(weights[t + 1].values())), f"weights after step {t}")
+        expected = join([state["momentum"] for state in states[t + 1].values()])
+        close(library.buffers("w")["momentum"], expected, f"momentum after step {t}")
 
 
 # --- views

@@ -215,6 +215,7 @@ class Steepest(torch.optim.Optimizer):
                 changed.
         """
         own_names = [g["param_names"] for g in self.param_groups]
+        own_backends = [g["backend"] for g in self.param_groups]  # of this machine, not of the one that saved
         loaded: dict[str, Any] = {}
 
         def check(_: Any, given: dict[str, Any]) -> None:
@@ -222,8 +223,8 @@ class Steepest(torch.optim.Optimizer):
             loaded.update(given)
 
         def adopt(_: Any) -> None:
-            for group, saved, names in zip(self.param_groups, loaded["param_groups"], own_names, strict=True):
-                group["param_names"] = names
+            for i, (group, saved) in enumerate(zip(self.param_groups, loaded["param_groups"], strict=True)):
+                group["param_names"], group["backend"] = own_names[i], own_backends[i]
                 rule = states.rule_of(group)
                 for param, index in zip(group["params"], saved["params"], strict=True):
                     if index in loaded["state"]:

@@ -18,7 +18,8 @@ class Signum(MomentumRule):
 
     Attributes:
         lr: 1e-4 (the sign baseline of LionMuon).
-        betas: (b, b), equal; b = 0.9 as in LionMuon's baseline. Different ones are ``Lion``.
+        betas: (b, b), equal; b = 0.9 as in LionMuon's baseline. Different ones are ``Lion``, so a scheduler must not
+            change one of them: ``OneCycleLR(..., cycle_momentum=False)``.
         weight_decay: 0.1 as in LionMuon.
     """
 
