@@ -26,3 +26,17 @@ def test_through_the_gram_matrix(monkeypatch, shape, coefficients):
     through_gram = kernels.polar(x, coefficients=coefficients)
     monkeypatch.setattr(module, "_GRAM_ASPECT", 1e9)
     torch.testing.assert_close(kernels.polar(x, coefficients=coefficients), through_gram, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("coefficients", "steps"), [("keller", 10), ("polar_express", 12), ("cubic", 25)])
+@pytest.mark.parametrize("shape", [(4, 9), (64, 256), (256, 64)])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_null_directions_stay_bounded_however_many_steps(dtype, coefficients, steps, shape, rank):
+    """Rounding errors in the null space must not grow from step to step."""
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(shape[0], rank, dtype=dtype, generator=generator)
+    x = left @ torch.randn(rank, shape[1], dtype=dtype, generator=generator)
+    y = kernels.polar(x, steps=steps, coefficients=coefficients)
+    assert torch.isfinite(y).all()
+    assert torch.linalg.matrix_norm(y, 2) < 1.21

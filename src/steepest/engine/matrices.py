@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -86,11 +86,11 @@ def run_mixed(bucket: Bucket, phase: Phase, member: Member, passed: Sequence[boo
 
 
 def _batches(members: Sequence[Member], *, single: bool) -> Iterator[list[Member]]:
-    """Members of one shape and view together, up to the stack size of the device, in order of first appearance."""
-    alike: dict[Any, list[Member]] = {}
+    """Members of one shape (so of one view) together, up to the stack size of the device, in order of appearance."""
+    alike: dict[torch.Size, list[Member]] = {}
     for member in members:
         if member.param.numel():
-            alike.setdefault((member.param.shape, member.view), []).append(member)
+            alike.setdefault(member.param.shape, []).append(member)
     for same in alike.values():
         first = same[0].param
         count = 1 if single else max(1, stack_elements(first.device) // first.numel())

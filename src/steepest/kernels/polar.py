@@ -32,7 +32,9 @@ COEFFICIENTS: dict[str, tuple[Step, ...]] = {
 
 # A matrix this much longer than wide is cheaper through its Gram matrix (counted in multiplications, 5 steps). Not in
 # bfloat16: rounding gives the Gram matrix of a nearly singular matrix negative eigenvalues, which grow without bound.
-_GRAM_ASPECT = 1.5
+_GRAM_ASPECT = 2.0
+# After so many steps the Gram matrix is formed anew: rounding errors in its null space grow about twelvefold a step.
+_GRAM_STEPS = 3
 # From this size on, a symmetric product is computed in blocks.
 _BLOCKED = 512
 
@@ -95,9 +97,8 @@ def _normalised(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _plain(X: Tensor, table: list[Step]) -> Tensor:
-    wide = (
-        X.shape[-2] <= X.shape[-1]
-    )  # the short side is multiplied: from the left, or for a tall matrix from the right
+    # The short side is multiplied: from the left, or for a tall matrix from the right.
+    wide = X.shape[-2] <= X.shape[-1]
     for a, b, c in table:
         A = _symmetric(X, X.mT) if wide else _symmetric(X.mT, X)
         B = _symmetric(A, A, A, b, c) if c else b * A
@@ -108,15 +109,18 @@ def _plain(X: Tensor, table: list[Step]) -> Tensor:
 def _through_gram(X: Tensor, table: list[Step]) -> Tensor:
     """The same iteration on the small Gram matrix: X_k = Q_k X_0 (or X_0 Q_k), Q_k a polynomial in the Gram matrix."""
     wide = X.shape[-2] <= X.shape[-1]
-    A, Q = _symmetric(X, X.mT) if wide else _symmetric(X.mT, X), None
-    for i, (a, b, c) in enumerate(table):
-        B = _symmetric(A, A, A, b, c) if c else b * A  # the step multiplies X by a I + B
-        Q = _plus_identity(B, a) if Q is None else _symmetric(B, Q, Q, a)
-        if i + 1 < len(table):
-            half = _symmetric(B, A, A, a)
-            A = _symmetric(half, B, half, a)
-    assert Q is not None
-    return Q @ X if wide else X @ Q
+    for start in range(0, len(table), _GRAM_STEPS):
+        part = table[start : start + _GRAM_STEPS]
+        A, Q = _symmetric(X, X.mT) if wide else _symmetric(X.mT, X), None
+        for i, (a, b, c) in enumerate(part):
+            B = _symmetric(A, A, A, b, c) if c else b * A  # the step multiplies X by a I + B
+            Q = _plus_identity(B, a) if Q is None else _symmetric(B, Q, Q, a)
+            if i + 1 < len(part):
+                half = _symmetric(B, A, A, a)
+                A = _symmetric(half, B, half, a)
+        assert Q is not None
+        X = Q @ X if wide else X @ Q
+    return X
 
 
 def _plus_identity(B: Tensor, a: float) -> Tensor:
