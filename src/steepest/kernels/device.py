@@ -47,3 +47,8 @@ def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
         probes = (getattr(torch.cpu, f"_is_{feature}_supported", None) for feature in ("avx512_bf16", "amx_tile"))
         return torch.bfloat16 if any(probe() for probe in probes if probe is not None) else torch.float32
     return torch.float32
+
+
+def slow_tanh(device: torch.device) -> bool:
+    """Whether tanh costs ten times the logistic function, as in the CPU build of torch."""
+    return device.type == "cpu"

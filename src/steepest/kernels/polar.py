@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ COEFFICIENTS: dict[str, tuple[Step, ...]] = {
 # bfloat16: rounding gives the Gram matrix of a nearly singular matrix negative eigenvalues, which grow without bound.
 _GRAM_ASPECT = 2.0
 # After so many steps the Gram matrix is formed anew: rounding errors in its null space grow about twelvefold a step.
-_GRAM_STEPS = 3
+GRAM_STEPS = 3
 # From this size on, a symmetric product is computed in blocks.
 _BLOCKED = 512
 
@@ -58,16 +60,20 @@ def polar(x: Tensor, steps: int = 5, coefficients: str = "keller", dtype: torch.
     Raises:
         ValueError: ``x`` is not a stack of floating-point matrices, or ``steps`` or ``coefficients`` is unknown.
     """
-    if x.ndim < 2 or not x.is_floating_point():
-        raise ValueError(f"polar needs floating-point matrices (..., m, n), got shape {tuple(x.shape)} of {x.dtype}")
+    check_matrices(x, "polar")
     table = schedule(coefficients, steps)
     if x.numel() == 0:
         return torch.zeros_like(x)
-    y = _normalised(x, dtype or x.dtype)
-    y = y.flatten(0, -3) if y.ndim > 3 else y
+    y, _ = normalised(x, dtype or x.dtype)
     long, short = max(y.shape[-2:]), min(y.shape[-2:])
-    through_gram = long >= _GRAM_ASPECT * short and y.element_size() >= 4 and steps > 1
-    return (_through_gram if through_gram else _plain)(y, table).view(x.shape).to(x.dtype)
+    elongated = long >= _GRAM_ASPECT * short and y.element_size() >= 4 and steps > 1
+    return (through_gram if elongated else plain)(y, table).view(x.shape).to(x.dtype)
+
+
+def check_matrices(x: Tensor, caller: str) -> None:
+    """Refuse what is not a stack of floating-point matrices."""
+    if x.ndim < 2 or not x.is_floating_point():
+        raise ValueError(f"{caller} needs floating-point matrices (..., m, n), got shape {tuple(x.shape)} of {x.dtype}")
 
 
 def schedule(coefficients: str, steps: int) -> list[Step]:
@@ -84,34 +90,57 @@ def schedule(coefficients: str, steps: int) -> list[Step]:
     return [table[min(i, len(table) - 1)] for i in range(steps)]
 
 
-def _normalised(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Scale each matrix to Frobenius norm 1; zero stays zero. A power of two goes first, so that no square is lost."""
+def normalised(
+    x: Tensor, dtype: torch.dtype, temperature: float | Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Scale each matrix X, or with a temperature each [X, I / temperature], to Frobenius norm 1; zero stays zero.
+
+    Returns:
+        The stack as one of at most three axes in a new tensor of ``dtype``, and with a temperature the multiples of
+        the identity (..., 1, 1). A power of two goes first, so that no square is lost.
+    """
     x = x.float() if x.element_size() < 4 else x
+    x = x.flatten(0, -3) if x.ndim > 3 else x
     peak = torch.maximum(x.amax((-2, -1), keepdim=True), x.amin((-2, -1), keepdim=True).neg())
+    tail = None if temperature is None else torch.ones_like(peak) / temperature
+    peak = peak if tail is None else torch.maximum(peak, tail)
     limit = 120 if x.dtype == torch.float32 else 1000  # a little less than the exponents that the dtype has
     exponent = torch.frexp(peak).exponent.clamp(-limit, limit)
-    y = x * torch.ldexp(torch.ones_like(peak), -exponent)
+    power = torch.ldexp(torch.ones_like(peak), -exponent)
+    y = x * power
     norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True)
-    inverse = torch.where(norm == 0, norm, 1.0 / norm)
-    return y.to(dtype).mul_(inverse.to(dtype))
+    if tail is not None:
+        tail = tail * power
+        norm = torch.hypot(norm, tail * math.sqrt(min(x.shape[-2:])))
+    inverse = torch.where(norm == 0, norm, 1.0 / norm).to(dtype)
+    return y.to(dtype).mul_(inverse), None if tail is None else tail.to(dtype) * inverse
 
 
-def _plain(X: Tensor, table: list[Step]) -> Tensor:
+def plain(X: Tensor, table: list[Step], tail: Tensor | None = None) -> Tensor:
+    """Iterate on each X, or on the X of each [X, tail]: the tail is symmetric; (..., 1, 1) is a multiple of I."""
     # The short side is multiplied: from the left, or for a tall matrix from the right.
     wide = X.shape[-2] <= X.shape[-1]
-    for a, b, c in table:
-        A = _symmetric(X, X.mT) if wide else _symmetric(X.mT, X)
+    for i, (a, b, c) in enumerate(table):
+        A = gram(X, tail)
         B = _symmetric(A, A, A, b, c) if c else b * A
         X = _product(B, X, X, a) if wide else _product(X, B, X, a)
+        if tail is not None and i + 1 < len(table):
+            tail = _plus_identity(B, a) * tail if tail.shape[-1] == 1 else _symmetric(B, tail, tail, a)
     return X
 
 
-def _through_gram(X: Tensor, table: list[Step]) -> Tensor:
-    """The same iteration on the small Gram matrix: X_k = Q_k X_0 (or X_0 Q_k), Q_k a polynomial in the Gram matrix."""
+def through_gram(
+    X: Tensor,
+    table: list[Step],
+    tail: Tensor | None = None,
+    A: Tensor | None = None,
+    restart: int = GRAM_STEPS,
+) -> Tensor:
+    """The same on the small Gram matrix A: X_k = Q_k X_0 (or X_0 Q_k), Q_k a polynomial in the Gram matrix of X_0."""
     wide = X.shape[-2] <= X.shape[-1]
-    for start in range(0, len(table), _GRAM_STEPS):
-        part = table[start : start + _GRAM_STEPS]
-        A, Q = _symmetric(X, X.mT) if wide else _symmetric(X.mT, X), None
+    for start in range(0, len(table), restart):
+        part = table[start : start + restart]
+        A, Q = gram(X, tail) if A is None or start else A, None
         for i, (a, b, c) in enumerate(part):
             B = _symmetric(A, A, A, b, c) if c else b * A  # the step multiplies X by a I + B
             Q = _plus_identity(B, a) if Q is None else _symmetric(B, Q, Q, a)
@@ -120,7 +149,20 @@ def _through_gram(X: Tensor, table: list[Step]) -> Tensor:
                 A = _symmetric(half, B, half, a)
         assert Q is not None
         X = Q @ X if wide else X @ Q
+        if tail is not None and start + restart < len(table):
+            tail = Q * tail if tail.shape[-1] == 1 else _symmetric(Q, tail)
     return X
+
+
+def gram(X: Tensor, tail: Tensor | None = None) -> Tensor:
+    """The Gram matrix of the short side of each X, or of each [X, tail]."""
+    A = _symmetric(X, X.mT) if X.shape[-2] <= X.shape[-1] else _symmetric(X.mT, X)
+    if tail is None:
+        return A
+    if tail.shape[-1] > 1:
+        return _symmetric(tail, tail.mT, A, 1.0)
+    A.diagonal(dim1=-2, dim2=-1).add_(tail.square().squeeze(-1))
+    return A
 
 
 def _plus_identity(B: Tensor, a: float) -> Tensor:

@@ -1,0 +1,105 @@
+"""Smooth relaxations of the sign: odd maps with slope 1 at zero that saturate at -1 and 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steepest.kernels.device import slow_tanh
+from steepest.kernels.elementwise import sign
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """A soft sign: the gradient of a convex conjugate (see ``steepest.theory.relaxation`` for the framework).
+
+    Attributes:
+        name: key in ``RELAXATIONS``.
+        map: phi, element by element, a new tensor.
+        inverse: the y >= 0 with phi(y) = share, for a share in [0, 1).
+    """
+
+    name: str
+    map: Callable[[Any], Any]
+    inverse: Callable[[float], float]
+
+
+def _tanh(y: Any) -> Any:
+    if slow_tanh(y.device):
+        return y.mul(2.0).sigmoid_().mul_(2.0).sub_(1.0)
+    return y.tanh()
+
+
+def _algebraic(y: Any) -> Any:
+    # Beyond the bound the square would overflow, and the result is 1 in every dtype long before.
+    bound = 0.5 * math.sqrt(torch.finfo(y.dtype).max)
+    y = y.clamp_max(bound).clamp_min_(-bound)
+    return y.mul(y).add_(1.0).rsqrt_().mul_(y)
+
+
+def _clip(y: Any) -> Any:
+    return y.clamp_max(1.0).clamp_min_(-1.0)
+
+
+RELAXATIONS: dict[str, Relaxation] = {
+    # SoftSignum: V* = ln cosh.
+    "tanh": Relaxation("tanh", _tanh, math.atanh),
+    # The map of SoftMuon on singular values: V* = sqrt(1 + y^2) - 1.
+    "algebraic": Relaxation("algebraic", _algebraic, lambda share: share / math.sqrt((1.0 - share) * (1.0 + share))),
+    # Coordinate clipping: V* is Huber's function.
+    "clip": Relaxation("clip", _clip, lambda share: share),
+}
+"""Soft signs by name; ``register`` adds one."""
+
+
+_OURS = tuple(RELAXATIONS)
+
+
+def register(relaxation: Relaxation) -> None:
+    """Make a soft sign known by its name, so that ``SoftSignum(relaxation=name)`` can use it.
+
+    The last one registered under a name is taken, so that a cell of a notebook can run twice.
+
+    Raises:
+        ValueError: the name is that of one of the library.
+    """
+    if relaxation.name in _OURS:
+        raise ValueError(f"the relaxation {relaxation.name!r} is one of the library; choose another name")
+    RELAXATIONS[relaxation.name] = relaxation
+
+
+def soft_sign(x: Tensor, temperature: float | Tensor, relaxation: str = "tanh") -> Tensor:
+    """Map each element to phi(temperature x): its sign where temperature |x| >> 1, temperature x where it is << 1.
+
+    Softsign (Feoktistov et al. 2026, arXiv 2605.31371). On a CPU, tanh is computed through the logistic function, which
+    takes a tenth of the time and has an absolute error below 2e-7 in float32.
+
+    Args:
+        x: any shape, floating point. Not changed.
+        temperature: > 0; ``math.inf`` is exactly ``sign(x)``. A number, or a finite 0-dim tensor.
+        relaxation: a key of ``RELAXATIONS``: "tanh" (the paper), "algebraic" z / sqrt(1 + z^2), or "clip".
+
+    Returns:
+        A new tensor of the shape and dtype of ``x`` with elements in [-1, 1].
+
+    Raises:
+        ValueError: the relaxation is unknown, or the temperature is a number that is not positive.
+    """
+    if relaxation not in RELAXATIONS:
+        raise ValueError(f"unknown relaxation {relaxation!r}; choose one of {', '.join(RELAXATIONS)}")
+    if not isinstance(temperature, Tensor):
+        check_temperature(temperature)
+        if temperature == math.inf:
+            return sign(x)
+    return RELAXATIONS[relaxation].map(x * temperature)  # type: ignore[no-any-return]
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse a number that is not positive, and NaN."""
+    if not temperature > 0.0:
+        raise ValueError(f"temperature must be positive (math.inf is the hard map), got {temperature!r}")
