@@ -7,8 +7,9 @@ should do the same can be compared step by step.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,8 @@ class Record:
         knobs: another value for every option.
         scale_free: a constant factor on all gradients of a run changes nothing.
         clocked: what a step does depends on its number.
+
+    A soft rule is ``pooled``: its fit is made over all tensors, so that they are not independent of each other.
     """
 
     rule: rules.Rule
@@ -52,6 +55,10 @@ class Record:
 
     def __str__(self) -> str:
         return self.rule.name
+
+    @property
+    def pooled(self) -> bool:
+        return bool(self.rule.fitted)
 
     @property
     def takes_vectors(self) -> bool:
@@ -82,6 +89,18 @@ ALTERNATING = {
     "seed": Knob(5, given={"trigger": "random"}),
     "threshold": Knob(1.0, given={"trigger": "stable_rank"}),
 }
+# The options of soft rules act from the start of the transition on: records begin it at step 2 of 7.
+SOFT = {
+    "transition": Knob((1, 6)),
+    "total_steps": Knob(6, given={"transition": (0.2, 1.0), "total_steps": 10}),
+    "eps": Knob(1e-2),
+    "temperature_range": Knob((1e3, math.inf)),
+    "pool": Knob("tensor"),
+    "refresh_every": Knob(2),
+    "clock": Knob(1),
+}
+# The default clip depends on the scale of the gradients, which the generic tests change.
+NO_CLIP: dict[str, Any] = {"temperature_range": (1e-30, math.inf)}
 # The default depends on the machine (bfloat16 where its hardware has it); records must not.
 PRODUCTS: dict[str, Any] = {"compute_dtype": "float32"}
 
@@ -114,6 +133,46 @@ RECORDS = [
         clocked=True,
     ),
     Record(
+        rules.SoftSignum(lr=0.02, betas=(0.8, 0.8), weight_decay=0.2, transition=(2, 6), **NO_CLIP),
+        {**ELEMENT, **SOFT, "betas": Knob((0.5, 0.5)), "relaxation": Knob("algebraic")},
+        steepest.SoftSignum,
+    ),
+    Record(
+        rules.SoftMuon(
+            lr=0.02, betas=(0.7, 0.9), weight_decay=0.2, scale="match_rms", transition=(2, 6), **NO_CLIP, **PRODUCTS
+        ),
+        {
+            **SPECTRAL,
+            **SOFT,
+            "betas": Knob((0.7, 0.8)),
+            "relaxation": Knob("switch"),
+            "sample": Knob("gradient"),
+        },
+        steepest.SoftMuon,
+    ),
+    Record(
+        rules.SoftLionMuon(
+            lr=0.02,
+            sign_lr_ratio=0.3,
+            betas=(0.7, 0.9),
+            period=3,
+            weight_decay=0.2,
+            transition=(2, 6),
+            **NO_CLIP,
+            **PRODUCTS,
+        ),
+        {
+            **ALTERNATING,
+            **SOFT,
+            "betas": Knob((0.7, 0.8)),
+            "relaxation": Knob("switch"),
+            "sign_relaxation": Knob("algebraic"),
+        },
+        steepest.SoftLionMuon,
+        period=3,
+        clocked=True,
+    ),
+    Record(
         rules.AdamW(lr=0.02, betas=(0.7, 0.9), eps=1e-3, weight_decay=0.2),
         {**ELEMENT, "betas": Knob((0.7, 0.8)), "eps": Knob(1e-1)},
         scale_free=False,
@@ -125,6 +184,7 @@ BY_NAME = {str(record): record for record in RECORDS}
 every_rule = pytest.mark.parametrize("record", RECORDS, ids=str)
 element_rules = pytest.mark.parametrize("record", [r for r in RECORDS if r.takes_vectors], ids=str)
 matrix_rules = pytest.mark.parametrize("record", [r for r in RECORDS if not r.takes_vectors], ids=str)
+independent_rules = pytest.mark.parametrize("record", [r for r in RECORDS if not r.pooled], ids=str)
 named_optimizers = pytest.mark.parametrize("record", [r for r in RECORDS if r.optimizer], ids=str)
 
 MATRICES = {"wide": (4, 6), "wide too": (4, 6), "tall": (8, 3), "conv": (4, 2, 3, 3), "row": (2, 5)}
@@ -197,7 +257,7 @@ def changed(record: Record, option: str) -> tuple[rules.Rule, rules.Rule]:
 
 
 def option_names(rule: rules.Rule) -> list[str]:
-    return [f.name for f in fields(rule)]
+    return list(rules.options(type(rule)))
 
 
 # --- comparisons

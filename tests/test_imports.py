@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sharding": {"kernels"},
     "rules": {"kernels"},
     "routing": {"kernels", "sharding"},
-    "theory": {"kernels", "rules", "routing"},
+    "theory": {"kernels"},
     "engine": {"kernels", "rules", "routing", "sharding"},
     "optimizers": {"kernels", "rules", "routing", "sharding", "engine"},
     "scaling": {"kernels", "rules", "routing", "sharding", "engine", "optimizers"},

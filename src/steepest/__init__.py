@@ -8,10 +8,10 @@ print(opt)  # what each parameter is, which rule it got, and why
 ```
 """
 
-from steepest import kernels, rules
+from steepest import kernels, rules, theory
 from steepest._version import __version__
 from steepest.engine import Steepest, state_bytes
-from steepest.optimizers import Lion, LionMuon, Muon, SignMuon, Signum
+from steepest.optimizers import Lion, LionMuon, Muon, SignMuon, Signum, SoftLionMuon, SoftMuon, SoftSignum
 from steepest.routing import Role, Routing, View, roles, route
 
 __all__ = [
@@ -22,6 +22,9 @@ __all__ = [
     "Routing",
     "SignMuon",
     "Signum",
+    "SoftLionMuon",
+    "SoftMuon",
+    "SoftSignum",
     "Steepest",
     "View",
     "__version__",
@@ -30,4 +33,5 @@ __all__ = [
     "route",
     "rules",
     "state_bytes",
+    "theory",
 ]

@@ -10,7 +10,7 @@ from torch import nn
 
 from steepest import rules
 from steepest.engine import Steepest
-from steepest.rules.base import check_options
+from steepest.rules.base import check_options, options
 
 _ROUTING = tuple(
     p for p in inspect.signature(Steepest.__init__).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY
@@ -22,16 +22,16 @@ class _Named(Steepest):
 
     rule_type: ClassVar[type[rules.Rule]]
 
-    def __init__(self, params: Any, *, preset: str | None = None, **options: Any) -> None:
-        routing = {p.name: options.pop(p.name) for p in _ROUTING if p.name in options}
-        check_options(self.rule_type, options, (*(p.name for p in _ROUTING), "preset"))
+    def __init__(self, params: Any, *, preset: str | None = None, **given: Any) -> None:
+        routing = {p.name: given.pop(p.name) for p in _ROUTING if p.name in given}
+        check_options(self.rule_type, given, (*(p.name for p in _ROUTING), "preset"))
         if preset is None:
-            rule = self.rule_type(**options)
+            rule = self.rule_type(**given)
         else:
             chosen = rules.preset(preset)
             if type(chosen.rule) is not self.rule_type:
                 raise ValueError(f"preset {preset!r} is of {type(chosen.rule).__name__}, not {self.rule_type.__name__}")
-            rule = replace(chosen.rule, **options)
+            rule = replace(chosen.rule, **given)
             if isinstance(params, nn.Module):
                 routing.setdefault("rest", chosen.rest)
         super().__init__(params, rule, **routing)
@@ -42,7 +42,7 @@ class _Named(Steepest):
         own = [
             inspect.Parameter(f.name, keyword, annotation=f.type, default=f.default)
             for f in fields(cls.rule_type)
-            if f.default is not MISSING
+            if f.name in options(cls.rule_type) and f.default is not MISSING
         ]
         params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="nn.Module | Iterable")
         preset = inspect.Parameter("preset", keyword, annotation="str | None", default=None)
@@ -87,3 +87,21 @@ class LionMuon(_Named):
     """See ``rules.LionMuon``; at run time this docstring is the rule's."""
 
     rule_type = rules.LionMuon
+
+
+class SoftSignum(_Named):
+    """See ``rules.SoftSignum``; at run time this docstring is the rule's."""
+
+    rule_type = rules.SoftSignum
+
+
+class SoftMuon(_Named):
+    """See ``rules.SoftMuon``; at run time this docstring is the rule's."""
+
+    rule_type = rules.SoftMuon
+
+
+class SoftLionMuon(_Named):
+    """See ``rules.SoftLionMuon``; at run time this docstring is the rule's."""
+
+    rule_type = rules.SoftLionMuon

@@ -64,5 +64,42 @@ def any_process(flag: bool, tensors: Sequence[Tensor]) -> bool:
     return bool(count)
 
 
+def counted_here(tensors: Sequence[Tensor]) -> list[bool]:
+    """For each tensor, whether this process counts its part of it in a sum over the processes that share them.
+
+    Of copies on several processes only the first counts; an ordinary tensor beside sharded ones is such a copy.
+    """
+    meshes = {_dtensor(t).device_mesh for t in tensors if is_sharded(t)}
+    first = not any(any(mesh.get_coordinate() or ()) for mesh in meshes)
+    return [not any(_copies_before(t)) if is_sharded(t) else first for t in tensors]
+
+
+def _copies_before(x: Tensor) -> list[int]:
+    whole = _dtensor(x)
+    places = zip(whole.device_mesh.get_coordinate() or (), whole.placements, strict=True)
+    return [coordinate for coordinate, placement in places if placement.is_replicate()]
+
+
+def summed(part: Tensor, params: Sequence[Tensor]) -> Tensor:
+    """The sum of ``part`` over the processes that share the parameters.
+
+    Raises:
+        ValueError: the parameters lie on different sets of processes.
+    """
+    import torch.distributed as dist  # noqa: PLC0415
+
+    meshes = list(dict.fromkeys(_dtensor(t).device_mesh for t in params if is_sharded(t)))
+    ranks = [frozenset(mesh.mesh.flatten().tolist()) for mesh in meshes]
+    if len(set(ranks)) > 1:
+        raise ValueError(
+            "one fit cannot be made over parameters on different sets of processes; give them param groups of their "
+            "own and pool='group'"
+        )
+    part = part.to(local(next(t for t in params if is_sharded(t))).device, copy=True)
+    for group in meshes[0].get_all_groups():
+        dist.all_reduce(part, group=group)
+    return part
+
+
 def _dtensor(x: Tensor) -> DTensor:
     return x  # type: ignore[return-value]

@@ -85,6 +85,7 @@ class Calls(TorchDispatchMode):
 def calls_per_tensor(rule, shape, count, **options):
     """In the steady state, for a spectral (or only) and for the next step."""
     problem = Problem({str(i): shape for i in range(count)}, steps=4)
+    rule = replace(rule, transition=(0, 4)) if rule.fitted else rule  # the fit, at step 0, is made once
     optimizer = build(rule, problem, **options)
     problem.run(optimizer, 0, 2)
     result = []
@@ -119,8 +120,9 @@ def test_calls_of_a_step_with_a_narrow_state():
 def test_calls_of_a_spectral_step(record):
     for compute in ("float32", "bfloat16"):
         rule = replace(record.rule, compute_dtype=compute)
-        assert max(calls_per_tensor(rule, (64, 48), 24)) <= 5
-        assert max(calls_per_tensor(rule, (48, 64), 24)) <= 5
+        most = 6 if record.pooled else 5  # the soft map has the block I / temperature beside the matrix
+        assert max(calls_per_tensor(rule, (64, 48), 24)) <= most
+        assert max(calls_per_tensor(rule, (48, 64), 24)) <= most
 
 
 def test_nothing_is_read_back_by_parameter():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import pickle
@@ -11,7 +12,7 @@ import torch
 
 import cases
 import steepest
-from cases import Problem, assert_close, assert_same, build, every_rule, storages, trajectory
+from cases import Problem, assert_close, assert_same, build, every_rule, independent_rules, storages, trajectory
 from steepest import rules
 
 BACKENDS = ["single", "foreach", "auto"]
@@ -84,10 +85,13 @@ def test_no_gradients_at_all(record):
     optimizer = build(record.rule, problem)
     before = cases.snapshot(optimizer)
     optimizer.step()
+    for group in before["groups"]:
+        if "clock" in group:  # of the run, not of a parameter
+            group["clock"] += 1
     assert_same(cases.snapshot(optimizer), before)
 
 
-@every_rule
+@independent_rules
 def test_a_parameter_unfrozen_late_starts_at_its_own_step_0(record):
     """Its counter, phase and averages are those of a parameter that was just made, whatever the others have done."""
     late = 2  # not a multiple of any period above 1, so that a shared clock would show
@@ -203,7 +207,8 @@ def test_zero_gradients_change_nothing_without_decay(record):
     for gradients in problem.gradients:
         gradients.update({name: torch.zeros_like(g) for name, g in gradients.items()})
     before = problem.weights()
-    assert_same(trajectory(cases.replace(record.rule, weight_decay=0.0), problem)[-1], before)
+    with pytest.warns(UserWarning, match="stay hard") if record.pooled else contextlib.nullcontext():
+        assert_same(trajectory(cases.replace(record.rule, weight_decay=0.0), problem)[-1], before)
     after = trajectory(cases.replace(record.rule, weight_decay=0.5), Problem(record, steps=1))  # moved, hence finite
     assert all(w.isfinite().all() for w in after[0].values())
 

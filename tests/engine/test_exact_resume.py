@@ -14,7 +14,7 @@ from torch.distributed.checkpoint import state_dict as dcp_state
 
 import cases
 import steepest
-from cases import Problem, assert_same, build, every_rule
+from cases import Problem, assert_same, build, every_rule, independent_rules
 from steepest import rules
 
 
@@ -71,9 +71,12 @@ def test_loading_its_own_state_changes_nothing(record):
     assert_same(problem.run(optimizer, 2), cases.trajectory(record.rule, Problem(record))[2:])
 
 
-@every_rule
+@independent_rules
 def test_state_that_was_emptied_starts_anew(record):
-    """Clearing ``optimizer.state`` is how a run is restarted; the next step is that of a new optimizer."""
+    """Clearing ``optimizer.state`` is how a run is restarted; the next step is that of a new optimizer.
+
+    (Not of a soft rule, whose clock is that of the run and stands in the group.)
+    """
     problem, twin = Problem(record), Problem(record)
     optimizer = build(record.rule, problem)
     problem.run(optimizer, 0, 2)

@@ -35,7 +35,9 @@ def test_a_power_of_two_on_all_gradients_changes_no_bit(record, backend, power):
 def test_a_constant_factor_on_all_gradients_changes_nothing(record, factor):
     rule = record.rule if record.takes_vectors else replace(record.rule, compute_dtype="float64")
     expected = trajectory(rule, Problem(record, dtype=torch.float64))
-    assert_close(trajectory(rule, scaled(record, factor, torch.float64)), expected, rtol=1e-9, atol=1e-12)
+    # A fit reads its sample in float32.
+    rtol, atol = (1e-5, 1e-6) if record.pooled else (1e-9, 1e-12)
+    assert_close(trajectory(rule, scaled(record, factor, torch.float64)), expected, rtol=rtol, atol=atol)
 
 
 def test_adamw_is_scale_free_up_to_eps():
@@ -69,6 +71,8 @@ CHANGES = {
 @every_rule
 def test_equivariance(record, backend, change):
     """Changing weights and gradients and then running is running and then changing."""
+    if change == "flip signs of rows" and "elements" in record.rule.fitted:
+        pytest.skip("the median of the elements, to which the temperature is fitted, is another one")
     rule = replace(record.rule, backend=backend)  # match_rms, where there is a scale, is the same for the transpose
     expected = [{n: CHANGES[change](w) for n, w in weights.items()} for weights in trajectory(rule, Problem(SQUARES))]
     actual = trajectory(rule, mapped(Problem(SQUARES), CHANGES[change]))
@@ -133,7 +137,9 @@ def test_the_default_number_format_is_not_used(record):
         problem = Problem(record)
         optimizer = build(rule, problem)
         history = problem.run(optimizer)
-        assert {t.dtype for s in optimizer.state.values() for k, t in s.items() if k != "step"} == {torch.float32}
+        assert {t.dtype for s in optimizer.state.values() for k, t in s.items() if k not in ("step", "fit")} == {
+            torch.float32
+        }
     finally:
         torch.set_default_dtype(torch.float32)
     assert_same(history, expected)

@@ -161,9 +161,10 @@ def test_every_routing_keyword_changes_the_parameters_it_names(record):
     known = set(inspect.signature(record.optimizer).parameters) - {"params"} - set(cases.option_names(record.rule))
     assert known == {*ROUTING_KNOBS, *SPECTRAL_KNOBS, *OTHER_EFFECTS}
     # zero biases and unit gains would hide the decay that is not there at zero
-    expected = run(lambda m: record.optimizer(shaken(m), lr=0.02))
+    options = {"lr": 0.02, "weight_decay": 0.1}
+    expected = run(lambda m: record.optimizer(shaken(m), **options))
     for option, (value, concerns) in knobs.items():
-        actual = run(lambda m, option=option, value=value: record.optimizer(shaken(m), lr=0.02, **{option: value}))
+        actual = run(lambda m, option=option, value=value: record.optimizer(shaken(m), **options, **{option: value}))
         for name, w in expected.items():
             assert differ(actual[name], w) == concerns(name), (option, name)
 

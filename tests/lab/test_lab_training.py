@@ -117,7 +117,7 @@ def test_clipping_bounds_the_gradient_and_reports_its_norm(
             seen.append(float(nn.utils.get_total_norm([p.grad for g in self.param_groups for p in g["params"]])))
             return super().step(closure)
 
-    monkeypatch.setattr(methods, "build", lambda config, model: Spy(model.parameters(), lr=0.0))
+    monkeypatch.setattr(methods, "build", lambda config, model, steps: Spy(model.parameters(), lr=0.0))
     for clip in (0.01, None):
         seen.clear()
         rows = lines(train(tiny(cache, workload__clip=clip), tmp_path).path / "metrics.jsonl")
@@ -271,7 +271,7 @@ class _Poisoned(torch.optim.SGD):
 def test_a_loss_that_explodes_or_is_not_finite_diverges(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
-    monkeypatch.setattr(methods, "build", lambda config, model: _Poisoned(model, factor, None))
+    monkeypatch.setattr(methods, "build", lambda config, model, steps: _Poisoned(model, factor, None))
     result = train(tiny(cache), tmp_path)
     assert (result.state, result.step) == ("diverged", 4)
     loss = lines(result.path / "metrics.jsonl")[-1]["loss"]
@@ -282,7 +282,7 @@ def test_a_loss_that_explodes_or_is_not_finite_diverges(
 def test_an_optimizer_that_refuses_bad_gradients_diverges(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
-    monkeypatch.setattr(methods, "build", lambda config, model: _Poisoned(model, 0.0, kind))
+    monkeypatch.setattr(methods, "build", lambda config, model, steps: _Poisoned(model, 0.0, kind))
     monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(math.inf))
     result = train(tiny(cache), tmp_path)
     assert (result.state, result.step) == ("diverged", 3)
@@ -293,7 +293,7 @@ def test_an_optimizer_that_refuses_bad_gradients_diverges(
 def test_a_fault_of_an_optimizer_with_good_gradients_is_an_error(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(methods, "build", lambda config, model: _Poisoned(model, 0.0, ValueError))
+    monkeypatch.setattr(methods, "build", lambda config, model, steps: _Poisoned(model, 0.0, ValueError))
     with pytest.raises(ValueError, match="layer 7"):
         train(tiny(cache), tmp_path)
     assert json.loads((next(tmp_path.iterdir()) / "status.json").read_text())["state"] == "failed"

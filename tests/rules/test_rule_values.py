@@ -50,6 +50,12 @@ def test_every_option_is_documented(record):
         assert f"{name}:" in text, name
 
 
+SOFT = {
+    "transition": None, "total_steps": None, "eps": 1e-4, "temperature_range": (1.0, math.inf), "pool": "rule",
+    "refresh_every": 0, "clock": 0,
+}  # fmt: skip
+
+
 def test_defaults_are_those_of_their_sources():
     """The tuned cells of the papers; a change here is a change of published behaviour."""
     table = {
@@ -58,12 +64,16 @@ def test_defaults_are_those_of_their_sources():
         rules.Muon: {"lr": 1e-3, "betas": (0.95**2, 0.95), "weight_decay": 0.1, "steps": 5, "coefficients": "keller"},
         rules.SignMuon: {"lr": 3e-3, "sign_lr_ratio": 1 / 30, "betas": (0.9, 0.9), "period": 2, "weight_decay": 0.1},
         rules.LionMuon: {"lr": 1e-3, "sign_lr_ratio": 0.1, "betas": (0.9, 0.99), "period": 2, "weight_decay": 0.1},
+        rules.SoftSignum: {"lr": 1e-3, "betas": (0.9, 0.9), "weight_decay": 0.0, "relaxation": "tanh", **SOFT},
+        rules.SoftMuon: {"lr": 0.02, "betas": (0.95**2, 0.95), "weight_decay": 0.0, "relaxation": "algebraic", **SOFT},
+        rules.SoftLionMuon: {"lr": 1e-3, "sign_lr_ratio": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.1, **SOFT},
         rules.AdamW: {"lr": 1e-3, "betas": (0.8, 0.999), "eps": 1e-8, "weight_decay": 0.1},
     }
     assert {type(r.rule) for r in cases.RECORDS} == set(table)
     for cls, numbers in table.items():
         assert {name: getattr(cls(), name) for name in numbers} == numbers
-        for name, value in {"scale": "match_rms", "trigger": "period", "offset": 0, "compute_dtype": None}.items():
+        assert getattr(cls(), "scale", "match_rms") == ("keller" if cls is rules.SoftMuon else "match_rms")
+        for name, value in {"trigger": "period", "offset": 0, "compute_dtype": None}.items():
             assert getattr(cls(), name, value) == value
         assert (cls().view, cls().state_dtype, cls().backend) == (None, None, "auto")
 
@@ -110,7 +120,8 @@ def test_declared_buffers(record):
 
 def test_memory_of_a_matrix_is_one_buffer_except_for_adamw():
     assert {str(r): len(r.rule.buffers) for r in cases.RECORDS} == {
-        "signum": 1, "lion": 1, "muon": 1, "sign_muon": 1, "lion_muon": 1, "adamw": 2,
+        "signum": 1, "lion": 1, "muon": 1, "sign_muon": 1, "lion_muon": 1,
+        "soft_signum": 1, "soft_muon": 1, "soft_lion_muon": 1, "adamw": 2,
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from steepest.engine.state import COUNTER_BYTES
+from steepest.engine.state import kept_bytes
 from steepest.routing import Routing, default_routing, report
 from steepest.rules.base import Rule, by_name
 from steepest.rules.presets import Preset
@@ -55,5 +55,5 @@ def state_bytes(
 
 
 def _parameter(rule: Rule, shape: Sequence[int], dtype: torch.dtype) -> int:
-    """Bytes of the state of one parameter: its buffers and its step counter."""
-    return COUNTER_BYTES + report.state_bytes(rule, shape, dtype)
+    """Bytes of the state of one parameter: its buffers, its step counter and its fits."""
+    return kept_bytes(rule) + report.state_bytes(rule, shape, dtype)

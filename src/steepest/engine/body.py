@@ -52,9 +52,9 @@ def descend(param: Any, update: Any, numbers: Numbers) -> None:
 
 def load(x: T, like: T | None = None) -> T:
     """``x`` in the dtype of ``like``, or in the compute dtype of its own: float32 for narrower ones."""
-    dtype = compute_dtype(_first(x).dtype) if like is None else _first(like).dtype
+    dtype = compute_dtype(x.dtype) if like is None else like.dtype
     if isinstance(x, TensorList):
-        return x if _first(x).dtype == dtype else TensorList([t.to(dtype) for t in x.tensors])
+        return x if x.dtype == dtype else x.apply(lambda t: t.to(dtype))
     return x.to(dtype)
 
 
@@ -68,7 +68,3 @@ def store(target: T, value: T) -> None:
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the arithmetic on a parameter: its own, at least float32."""
     return dtype if dtype.itemsize >= 4 else torch.float32
-
-
-def _first(x: Tensor | TensorList) -> Tensor:
-    return x.tensors[0] if isinstance(x, TensorList) else x

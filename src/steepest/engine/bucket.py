@@ -45,6 +45,7 @@ class Bucket:
         rule: with the current numbers of the group.
         step: 0-based step of these parameters.
         members: the parameters, each with a gradient.
+        group: index of their param group.
         lr: the learning rate of the group, a number or a 0-dim tensor.
         maximize: ascend instead of descend.
     """
@@ -52,6 +53,7 @@ class Bucket:
     rule: Rule
     step: int
     members: Sequence[Member]
+    group: int
     lr: float | Tensor
     maximize: bool = False
 

@@ -49,6 +49,18 @@ def run(bucket: Bucket, phase: Phase, members: Sequence[Member]) -> None:
             body(part[0], part[1], _state(rule, part), numbers)
 
 
+def trial_directions(bucket: Bucket) -> Iterator[Tensor]:
+    """The directions that the step will map, of the local shards, piece by piece; buffers stay as they are."""
+    phase = bucket.rule.phase(bucket.step)
+    numbers, body = bucket.numbers(phase), Body(bucket.rule, phase.geometry, bucket.maximize)
+    for member in bucket.members:
+        each = operands(member, bucket.rule)
+        like = each[0].new_empty(0, dtype=compute_dtype(each[0].dtype))
+        for part in _pieces(each, piece_elements(each[0].device)):
+            trial = {name: buffer.clone() for name, buffer in _state(bucket.rule, part).items()}
+            yield body.direction(like, part[1], trial, numbers)
+
+
 def operands(member: Member, rule: Rule) -> Operands:
     """The local shards of a parameter, its gradient and its buffers."""
     return [sharding.local(t) for t in (member.param, member.gradient(), *(member.state[n] for n in rule.buffers))]

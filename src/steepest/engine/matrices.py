@@ -39,13 +39,9 @@ def passes(bucket: Bucket, phase: Phase) -> list[list[bool]]:
     Buffers stay as they are. One read from the device for the whole bucket.
     """
     assert phase.gate is not None
-    numbers = bucket.numbers(phase)
-    body = Body(bucket.rule, phase.geometry, bucket.maximize)
     generator = torch.Generator()
     shares: list[Tensor] = []
-    for member in bucket.members:
-        trial = replace(member, state={name: buffer.clone() for name, buffer in member.state.items()})
-        (direction,) = _directions(body, [trial], numbers)
+    for member, direction in trial_directions(bucket):
         ranks = [direction.new_empty(0)]
         for x in member.view.split(direction):
             # Spread over the 32 bits that the generator of a CPU reads: the upper half of a longer seed is lost.
@@ -55,6 +51,16 @@ def passes(bucket: Bucket, phase: Phase) -> list[list[bool]]:
         shares.append(torch.cat(ranks))
     flags = iter((torch.cat([share.float() for share in shares]) <= phase.gate.threshold).tolist())
     return [list(islice(flags, share.numel())) for share in shares]
+
+
+def trial_directions(bucket: Bucket) -> Iterator[tuple[Member, Tensor]]:
+    """The whole direction of each member that the step will map; buffers stay as they are."""
+    phase = bucket.rule.phase(bucket.step)
+    numbers, body = bucket.numbers(phase), Body(bucket.rule, phase.geometry, bucket.maximize)
+    for member in bucket.members:
+        trial = replace(member, state={name: buffer.clone() for name, buffer in member.state.items()})
+        (direction,) = _directions(body, [trial], numbers)
+        yield member, direction
 
 
 def run_mixed(bucket: Bucket, phase: Phase, member: Member, passed: Sequence[bool]) -> None:

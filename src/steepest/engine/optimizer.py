@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from steepest import sharding
+from steepest.engine import fitting
 from steepest.engine import state as states
 from steepest.engine.bucket import Bucket, Member
 from steepest.routing import Routing, View, default_routing, report
@@ -110,7 +111,7 @@ class Steepest(torch.optim.Optimizer):
         extra: dict[str, Any] = {key: group[key] for key in ("name", "initial_lr") if key in group}
         super().add_param_group(
             {
-                **{f.name: _own(getattr(rule, f.name)) for f in fields(rule)},
+                **{name: _own(getattr(rule, name)) for name in options(type(rule))},
                 "params": named,
                 "rule": rule.name,
                 "view": view,
@@ -151,11 +152,14 @@ class Steepest(torch.optim.Optimizer):
                 loss = closure()
         buckets = self._buckets()
         self._refuse_non_finite(buckets)
-        for bucket in buckets:
+        for bucket in fitting.fit(buckets):
             bucket.rule.update(bucket)
         counters = [m.state[states.COUNTER] for bucket in buckets for m in bucket.members]
         if counters:
             torch._foreach_add_(counters, 1)
+        for group in self.param_groups:
+            if "clock" in group:
+                group["clock"] += 1
         return loss
 
     def _buckets(self) -> list[Bucket]:
@@ -176,15 +180,41 @@ class Steepest(torch.optim.Optimizer):
                     )
                 found.append((i, member))
         steps = torch.stack([m.state[states.COUNTER] for _, m in found]).tolist() if found else []
+        fits = fitting.saved([(rules[i], m) for i, m in found])
         sorted_in: dict[Any, list[Member]] = {}
-        for (i, member), step in zip(found, steps, strict=True):
+        for (i, member), step, fit in zip(found, steps, fits, strict=True):
             param, grad = member.param, member.param.grad
             assert grad is not None
-            sorted_in.setdefault((i, step, param.device, param.dtype, grad.dtype), []).append(member)
+            sorted_in.setdefault((i, step, fit, param.device, param.dtype, grad.dtype), []).append(member)
         return [
-            Bucket(rules[i], step, members, rules[i].lr, self.param_groups[i]["maximize"])
-            for (i, step, *_), members in sorted_in.items()
+            Bucket(fitting.with_fit(rules[i], fit), step, members, i, rules[i].lr, self.param_groups[i]["maximize"])
+            for (i, step, fit, *_), members in sorted_in.items()
         ]
+
+    def begin_transition(self, steps: int) -> None:
+        """Let the maps of soft rules begin to soften at the next step and reach the end ``steps`` steps from there.
+
+        For runs whose length is not known beforehand. A transition that was planned or under way is replaced.
+
+        Args:
+            steps: length of the transition, at least 1.
+
+        Raises:
+            ValueError: no rule of this optimizer softens, or ``steps`` is not a positive whole number. Nothing was
+                changed.
+        """
+        groups = [group for group in self.param_groups if "transition" in group]
+        if not groups:
+            raise ValueError(
+                "begin_transition: no rule of this optimizer softens; use SoftSignum, SoftMuon or SoftLionMuon"
+            )
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"begin_transition: steps must be a positive whole number, got {steps!r}")
+        for group in groups:
+            group.update(transition=(group["clock"], group["clock"] + steps), total_steps=None)
+            for param in group["params"]:
+                if param in self.state:
+                    states.forget_fit(self.state[param])
 
     def _refuse_non_finite(self, buckets: Sequence[Bucket]) -> None:
         if self.check_finite == "none":
@@ -199,9 +229,8 @@ class Steepest(torch.optim.Optimizer):
         names = [name for name, g in gradients if not bool(g.isfinite().all())]
         if not sharding.any_process(bool(names), params):
             return
-        listed = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         raise FloatingPointError(
-            f"non-finite gradient of {listed or 'a parameter on another process'}; nothing was changed. Skip this "
+            f"non-finite gradient of {fitting.listed(names)}; nothing was changed. Skip this "
             "batch, lower the learning rate, or use a GradScaler with float16"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,18 +13,39 @@ from torch import Tensor
 from steepest.rules.base import Rule, by_name, closest, options
 
 COUNTER = "step"
-COUNTER_BYTES = 8  # int64
+FIT = "fit"
+
+
+def kept_specs(rule: Rule) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Shape and dtype of what is kept on the CPU for each parameter beside its buffers: step counter, and fits."""
+    specs = {COUNTER: (torch.Size(()), torch.int64)}
+    if rule.fitted:
+        specs[FIT] = (torch.Size((len(rule.fitted), 2)), torch.float64)
+    return specs
+
+
+def kept_bytes(rule: Rule) -> int:
+    """Bytes of that."""
+    return sum(shape.numel() * dtype.itemsize for shape, dtype in kept_specs(rule).values())
 
 
 def create(rule: Rule, param: Tensor) -> dict[str, Tensor]:
-    """The state of a new parameter: a step counter on the CPU, and zero buffers of the declared shapes and dtypes."""
-    state: dict[str, Tensor] = {COUNTER: torch.zeros((), dtype=torch.int64)}
+    """The state of a new parameter: a step counter, no fit, and zero buffers of the declared shapes and dtypes."""
+    state: dict[str, Tensor] = {
+        key: torch.zeros(shape, dtype=dtype) if key == COUNTER else torch.full(shape, math.nan, dtype=dtype)
+        for key, (shape, dtype) in kept_specs(rule).items()
+    }
     for name, (shape, dtype) in rule.buffer_specs(param.shape, param.dtype).items():
         if shape == param.shape:  # keeps the memory layout, and the sharding of a DTensor
             state[name] = torch.zeros_like(param, dtype=dtype, requires_grad=False)
         else:
             state[name] = torch.zeros(shape, dtype=dtype, device=param.device)
     return state
+
+
+def forget_fit(state: Mapping[str, Tensor]) -> None:
+    """As if none had been made."""
+    state[FIT].fill_(math.nan)
 
 
 def plain(value: Any) -> Any:
@@ -100,7 +122,7 @@ def _check_group(i: int, group: Mapping[str, Any], saved: Mapping[str, Any]) -> 
 
 def _check_state(rule: Rule, param: Tensor, name: str, saved: Mapping[str, Any] | None) -> None:
     specs = rule.buffer_specs(param.shape, param.dtype)
-    wanted = {COUNTER, *specs}
+    wanted = {**kept_specs(rule), **specs}
     if saved is None:
         if not param.requires_grad:  # a frozen parameter has no state until it is unfrozen
             return
@@ -111,7 +133,7 @@ def _check_state(rule: Rule, param: Tensor, name: str, saved: Mapping[str, Any] 
     for key in sorted(wanted):
         if key not in saved:
             raise ValueError(f"the checkpoint lacks the state {key!r} of parameter {name!r}")
-    for key, shape in {COUNTER: (), **{key: shape for key, (shape, _) in specs.items()}}.items():
+    for key, (shape, _) in wanted.items():
         there = saved[key]
         if key != COUNTER and not isinstance(there, Tensor):
             raise ValueError(f"state {key!r} of parameter {name!r} is no tensor in the checkpoint: {there!r:.80}")
@@ -124,7 +146,10 @@ def _check_state(rule: Rule, param: Tensor, name: str, saved: Mapping[str, Any] 
 
 def adopt(rule: Rule, param: Tensor, saved: Mapping[str, Any]) -> dict[str, Tensor]:
     """Copy a checked state, in the declared dtypes (torch would cast it to the dtype of the parameter)."""
-    state = {COUNTER: torch.as_tensor(saved[COUNTER]).detach().to("cpu", torch.int64, copy=True)}
+    state = {
+        key: torch.as_tensor(saved[key]).detach().to("cpu", dtype, copy=True)
+        for key, (_, dtype) in kept_specs(rule).items()
+    }
     for name, (_, dtype) in rule.buffer_specs(param.shape, param.dtype).items():
         state[name] = saved[name].detach().to(param.device, dtype, copy=True)
     return state

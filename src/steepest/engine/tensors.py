@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,12 @@ _OUT_OF_PLACE = (
     "neg",
     "abs",
     "reciprocal",
+    "rsqrt",
     "sigmoid",
+    "tanh",
     "exp",
+    "clamp_min",
+    "clamp_max",
 )
 _IN_PLACE = (*(name + "_" for name in _OUT_OF_PLACE), "copy_")
 
@@ -31,6 +35,20 @@ class TensorList:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = list(tensors)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the first tensor: all are on one device."""
+        return self.tensors[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the first tensor: all are of one dtype."""
+        return self.tensors[0].dtype
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> TensorList:
+        """The function of each tensor, for one that is not among the methods here."""
+        return TensorList([function(t) for t in self.tensors])
 
     def __mul__(self, other: Any) -> TensorList:
         return self.mul(other)  # type: ignore[attr-defined, no-any-return]

@@ -90,7 +90,7 @@ class Study:
         base = TrainConfig(workload=config.workload, device=config.device, cache=config.cache, threads=1)
         self.base = resolve(base)
         for method in config.methods:
-            methods.check(_method(method, None))
+            methods.check(_method(method, None), config.workload.steps)
         self.config = config.model_copy(update={"workload": self.base.workload})
         self.folder = Path(out) / config.name
         self.runs = self.folder / "runs"

@@ -21,8 +21,8 @@ from steepest.lab.errors import UserError, unknown
 from steepest.lab.schedules import set_rates
 
 Builder = Callable[[nn.Module, float, dict[str, Any]], torch.optim.Optimizer]
-# Options of a rule that are the routing's business, or that have a flag of their own.
-_NOT_OPTIONS = ("lr", "view")
+# Options of a rule that are the routing's business, that have a flag of their own, or that the run decides.
+_NOT_OPTIONS = ("lr", "view", "total_steps", "clock")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +116,8 @@ def _hidden_matrices(name: str) -> Builder:
 def _rule_options(name: str) -> dict[str, Any]:
     from steepest import rules
 
-    fields = dataclasses.fields(getattr(rules, name))
-    return {field.name: field.default for field in fields if field.name not in _NOT_OPTIONS} | _ROUTING
+    fields = {field.name: field.default for field in dataclasses.fields(getattr(rules, name))}
+    return {name: fields[name] for name in rules.options(getattr(rules, name)) if name not in _NOT_OPTIONS} | _ROUTING
 
 
 def _methods() -> Iterator[Method]:
@@ -177,6 +177,35 @@ def _methods() -> Iterator[Method]:
         build=_hidden_matrices("SignMuon"),
     )
     yield Method(
+        name="softsignum",
+        label="SoftSignum",
+        paper="Feoktistov et al. 2026, arXiv 2605.31371",
+        formula="sign(M), softening to tanh(tau M) in the last tenth of the run, on every parameter",
+        grid=(4e-4, 8e-4, 1.6e-3, 3.2e-3),
+        options=_rule_options("SoftSignum") | {"transition": (0.9, 1.0)},
+        build=_everywhere("SoftSignum"),
+    )
+    yield Method(
+        name="softmuon",
+        label="SoftMuon",
+        paper="Feoktistov et al. 2026, arXiv 2605.31371; scale and decay of Moonlight, arXiv 2502.16982",
+        formula="polar(Nesterov M), softening to M (M'M + tau^-2)^(-1/2), on hidden matrices; AdamW on the rest",
+        grid=(5e-3, 1e-2, 2e-2, 4e-2),
+        # Scale and decay of our Muon, so that its learning rate carries over.
+        options=_rule_options("SoftMuon") | {"transition": (0.9, 1.0), "scale": "match_rms", "weight_decay": 0.1}
+        | _REST | {"fused": "split"},
+        build=_hidden_matrices("SoftMuon"),
+    )
+    yield Method(
+        name="softlionmuon",
+        label="SoftLionMuon",
+        paper="this library: LionMuon (arXiv 2605.19811) with the maps of SoftMuon (arXiv 2605.31371)",
+        formula="LionMuon whose spectral and sign steps soften in the last tenth of the run; AdamW on the rest",
+        grid=(5e-3, 1e-2, 2e-2, 4e-2),
+        options=_rule_options("SoftLionMuon") | {"transition": (0.9, 1.0)} | _REST | {"fused": "split"},
+        build=_hidden_matrices("SoftLionMuon"),
+    )
+    yield Method(
         name="lionmuon",
         label="LionMuon",
         paper="Bolatov et al. 2026, arXiv 2605.19811",
@@ -211,8 +240,8 @@ def resolve(config: MethodConfig) -> MethodConfig:
     return config.model_copy(update={"lr": lr, "options": method.options | config.options})
 
 
-def build(config: MethodConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer of a (resolved or unresolved) configuration on a model.
+def build(config: MethodConfig, model: nn.Module, steps: int) -> torch.optim.Optimizer:
+    """Build the optimizer of a (resolved or unresolved) configuration on a model, for a run of so many steps.
 
     Raises:
         UserError: a bad name, option or value.
@@ -221,16 +250,19 @@ def build(config: MethodConfig, model: nn.Module) -> torch.optim.Optimizer:
     assert config.lr is not None
     if not math.isfinite(config.lr) or config.lr <= 0:
         raise UserError(f"{config.name}: the learning rate must be a positive number, got {config.lr}.")
+    options = dict(config.options)
+    if "transition" in options:
+        options["total_steps"] = steps
     try:
-        return find(config.name).build(model, config.lr, dict(config.options))
+        return find(config.name).build(model, config.lr, options)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
 
 
-def check(config: MethodConfig) -> None:
+def check(config: MethodConfig, steps: int) -> None:
     """Build the optimizer on a toy model: a bad name, option or value raises its `UserError` now, not in an hour."""
     toy = nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4, bias=False))
-    build(config, toy)
+    build(config, toy, steps)
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:

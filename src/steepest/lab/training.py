@@ -102,7 +102,7 @@ class _Training:
         )
         self.init_hash = runs.weights_hash(self.model)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = methods.build(config.method, self.model)
+        self.optimizer = methods.build(config.method, self.model, self.steps)
         groups = self.optimizer.param_groups
         self.base_rates = [float(group["lr"]) for group in groups]
         self.labels = methods.group_labels(self.model, self.optimizer)

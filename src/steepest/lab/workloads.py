@@ -29,7 +29,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     Raises:
         UserError: an unknown model, optimizer or option, or a bad value of one.
     """
-    methods.check(config.method)
+    methods.check(config.method, config.workload.steps)
     workload = config.workload.model_copy(update={"model": models.inline(config.workload.model)})
     return config.model_copy(update={"workload": workload, "method": methods.resolve(config.method)})
 

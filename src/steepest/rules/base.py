@@ -21,6 +21,12 @@ Rate = float | Tensor
 Numbers = Mapping[str, "float | Tensor"]
 Backend = Literal["auto", "single", "foreach", "compile"]
 
+# What a fit is made to: the elements of the directions of all tensors, or the singular values of all matrices.
+FitKind = Literal["elements", "singular_values"]
+Fit = tuple[float, float]  # centre and spread
+# Metadata of a field that is no option: the optimizer measures it and keeps it in the state of each parameter.
+KEPT = {"kept": True}
+
 STATE_DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -84,6 +90,10 @@ class Rule:
     A direction is a pure function of its arguments apart from updating the buffers in place; every number that a user
     or a scheduler may change reaches it through ``numbers``, so that a compiled step is never compiled again.
 
+    Class variables: ``name``; ``needs``, how much of a tensor a step must see at once; ``buffers``, the names of the
+    state; ``fitted``, what the optimizer measures over all tensors of the rule where ``wants_fit`` says so (see
+    ``rules.Softened``).
+
     Attributes:
         lr: learning rate, >= 0; a number or a 0-dim tensor.
         weight_decay: decoupled decay, multiplied by the rate of the step taken.
@@ -96,6 +106,7 @@ class Rule:
     name: ClassVar[str] = ""
     needs: ClassVar[Need] = "element"
     buffers: ClassVar[tuple[str, ...]] = ()
+    fitted: ClassVar[tuple[FitKind, ...]] = ()
 
     lr: Rate = 1e-3
     weight_decay: float = 0.0
@@ -167,6 +178,10 @@ class Rule:
         """
         return self if self.needs == "element" else by_name("adamw")(lr=self.lr, weight_decay=self.weight_decay)
 
+    def wants_fit(self) -> bool:
+        """Whether this step must begin with a fit of what ``fitted`` names, over all tensors of the rule."""
+        return False
+
     def update(self, bucket: Bucket) -> None:
         """Take one step for the tensors of a bucket; override for a method that the grammar cannot say."""
         bucket.descend()
@@ -196,7 +211,7 @@ def check_named(cls: type[Rule]) -> None:
 
 def options(cls: type[Rule]) -> tuple[str, ...]:
     """Names of the numbers of a rule class, in order."""
-    return tuple(f.name for f in dataclasses.fields(cls))
+    return tuple(f.name for f in dataclasses.fields(cls) if not f.metadata.get("kept"))
 
 
 def closest(name: str, known: Any) -> str:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from steepest import kernels
@@ -59,4 +60,76 @@ class Polar:
 
     def rms(self, m: int, n: int) -> float:
         """All min(m, n) singular values are 1."""
+        return 1.0 / math.sqrt(max(m, n, 1))
+
+
+# Soft maps -----------------------------------------------------------------------------------------------------------
+# Their temperature is a number of the step, named after what it was fitted to. The root mean square of the result
+# depends on the data; what is given is that of the hard map, its upper bound.
+
+
+@dataclass(frozen=True)
+class SoftSign(Sign):
+    """Elements of small size take small steps."""
+
+    relaxation: str = "tanh"
+
+    def __call__(self, x: Tensor, numbers: Numbers) -> Tensor:
+        """Return phi(temperature x)."""
+        return kernels.soft_sign(x, numbers["temperature_elements"], self.relaxation)
+
+
+@dataclass(frozen=True)
+class SoftPolar(Polar):
+    """Small singular values take small steps; by the iteration of the hard map."""
+
+    def __call__(self, x: Tensor, numbers: Numbers) -> Tensor:
+        """Return x (x'x + temperature^-2)^(-1/2) for a stack of matrices."""
+        dtype = product_dtype(x.device, x.dtype) if self.dtype is None else STATE_DTYPES[self.dtype]
+        return kernels.soft_polar(x, numbers["temperature_singular_values"], self.steps, self.coefficients, dtype)
+
+
+@dataclass(frozen=True)
+class TruncatedSoftPolar:
+    """The map of the code released with SoftMuon: a coupled iteration that stops early (a control)."""
+
+    needs: ClassVar[Need] = "matrix"
+    steps: int
+
+    def __call__(self, x: Tensor, numbers: Numbers) -> Tensor:
+        """Return what the iteration has reached."""
+        return kernels.coupled_soft_polar(x, numbers["temperature_singular_values"], self.steps, 0.0, torch.bfloat16)
+
+    def rms(self, m: int, n: int) -> float:
+        """Between a quarter of this and all of it."""
+        return 1.0 / math.sqrt(max(m, n, 1))
+
+
+@dataclass(frozen=True)
+class LinearElement:
+    """Momentum SGD (a control)."""
+
+    needs: ClassVar[Need] = "element"
+
+    def __call__(self, x: Tensor, numbers: Numbers) -> Tensor:
+        """Return temperature x."""
+        return x * numbers["temperature_elements"]
+
+    def rms(self, m: int, n: int) -> float:
+        """1 at the switch, falling with the gradient."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class LinearMatrix:
+    """Momentum SGD with the scale of a matrix (a control)."""
+
+    needs: ClassVar[Need] = "matrix"
+
+    def __call__(self, x: Tensor, numbers: Numbers) -> Tensor:
+        """Return temperature x."""
+        return x * numbers["temperature_singular_values"]
+
+    def rms(self, m: int, n: int) -> float:
+        """That of the polar factor at the switch, falling with the gradient."""
         return 1.0 / math.sqrt(max(m, n, 1))

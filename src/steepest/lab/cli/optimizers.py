@@ -89,11 +89,12 @@ def _bytes(method: Method) -> tuple[str, str]:
     import torch
     from torch import nn
 
-    from steepest.lab.methods import routing_rows
+    from steepest.lab.config import MethodConfig
+    from steepest.lab.methods import build, routing_rows
 
     hidden, size = "1", 64 * 64
     model = nn.Sequential(nn.Embedding(64, 64), nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False))
-    optimizer = method.build(model, method.lr, dict(method.options))
+    optimizer = build(MethodConfig(name=method.name), model, steps=10)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
