@@ -57,7 +57,7 @@ class Candidate:
 
     Attributes:
         name: shown in the tables.
-        family: "elementwise" steps every tensor, "spectral" the hidden matrices.
+        family: "elementwise" steps every tensor, "spectral" the hidden matrices, "kernels" maps their gradients.
         build: makes the optimizer from a list of parameters; imports its package late, so that one process loads only
             what it measures.
         steps: steps per sample, a full period of an alternating method; times are per step.
@@ -96,13 +96,63 @@ def _other(module: str, name: str, **options: object) -> Callable[[list[nn.Param
     return build
 
 
-BASES = {"elementwise": "torch AdamW (fused)", "spectral": "torch Muon"}
+class Mapped:
+    """Has the ``step`` and ``state`` of an optimizer, and maps the gradients by a kernel of the library."""
+
+    def __init__(self, parameters: list[nn.Parameter], kernel: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.gradients = [p.grad for p in parameters if p.grad is not None]
+        self.kernel = kernel
+        self.state: dict[nn.Parameter, dict[str, torch.Tensor]] = {}
+
+    def step(self) -> None:
+        """Map all of them."""
+        for gradient in self.gradients:
+            self.kernel(gradient)
+
+
+def _polar(**options: object) -> Callable[[list[nn.Parameter]], Mapped]:
+    def build(parameters: list[nn.Parameter]) -> Mapped:
+        from steepest import kernels
+
+        return Mapped(parameters, lambda g: kernels.polar(g, 5, **options))
+
+    return build
+
+
+def _soft_polar(level: float, **options: object) -> Callable[[list[nn.Parameter]], Mapped]:
+    """At a temperature of ``level`` over the largest singular value."""
+
+    def build(parameters: list[nn.Parameter]) -> Mapped:
+        from steepest import kernels
+
+        def soft(g: torch.Tensor) -> torch.Tensor:
+            largest = 1e-3 * (g.shape[0] ** 0.5 + g.shape[1] ** 0.5)  # of such a Gaussian matrix
+            return kernels.soft_polar(g, level / largest, 5, **options)
+
+        return Mapped(parameters, soft)
+
+    return build
+
+
+# A transition that is over after its second step holds its temperature: from then on every step is a soft one.
+SOFT = {"transition": (0, 2)}
+# A transition that makes its fit anew at every step.
+FITTING = {"transition": (0, 1_000_000), "refresh_every": 1}
+BASES = {"elementwise": "torch AdamW (fused)", "spectral": "torch Muon", "kernels": "polar, 5 steps, float32"}
 CANDIDATES = [
     Candidate("torch AdamW (fused)", "elementwise", _torch("AdamW", fused=True)),
     Candidate("steepest Signum (foreach)", "elementwise", _steepest("Signum", backend="foreach")),
     Candidate("steepest Signum (compile)", "elementwise", _steepest("Signum", backend="compile")),
     Candidate("steepest Lion (foreach)", "elementwise", _steepest("Lion", backend="foreach")),
     Candidate("steepest Lion (compile)", "elementwise", _steepest("Lion", backend="compile")),
+    *[
+        Candidate(
+            f"steepest SoftSignum, {phase} ({backend})", "elementwise", _steepest("SoftSignum", backend=backend, **o)
+        )
+        for backend in ("foreach", "compile")
+        for phase, o in (("sign phase", {}), ("soft phase", SOFT))
+    ],
+    Candidate("steepest SoftSignum, fit and step (foreach)", "elementwise", _steepest("SoftSignum", **FITTING)),
     Candidate("pytorch-optimizer SignSGD (loop)", "elementwise", _other("pytorch_optimizer", "SignSGD", foreach=False)),
     Candidate("pytorch-optimizer Lion (loop)", "elementwise", _other("pytorch_optimizer", "Lion", foreach=False)),
     Candidate("pytorch-optimizer Lion (foreach)", "elementwise", _other("pytorch_optimizer", "Lion", foreach=True)),
@@ -111,8 +161,15 @@ CANDIDATES = [
     Candidate("lion-pytorch Lion", "elementwise", _other("lion_pytorch", "Lion")),
     Candidate("torch Muon", "spectral", _torch("Muon")),
     Candidate("steepest Muon", "spectral", _steepest("Muon")),
+    Candidate("steepest SoftMuon, hard phase", "spectral", _steepest("SoftMuon")),
+    Candidate("steepest SoftMuon, soft phase", "spectral", _steepest("SoftMuon", **SOFT)),
+    Candidate("steepest SoftMuon, fit and step", "spectral", _steepest("SoftMuon", **FITTING)),
     Candidate("steepest SignMuon, period 2", "spectral", _steepest("SignMuon", period=2), steps=2),
     Candidate("steepest LionMuon, period 2", "spectral", _steepest("LionMuon", period=2), steps=2),
+    Candidate("polar, 5 steps, float32", "kernels", _polar()),
+    Candidate("soft_polar, 5 steps, float32", "kernels", _soft_polar(10.0)),
+    Candidate("soft_polar, fitted, temperature x s_1 = 10", "kernels", _soft_polar(10.0, coefficients="fitted")),
+    Candidate("soft_polar, fitted, temperature x s_1 = 1", "kernels", _soft_polar(1.0, coefficients="fitted")),
 ]
 
 

@@ -34,6 +34,10 @@ CLAIMS = [
     ("steepest Signum (foreach)", "pytorch-optimizer SignSGD (loop)", 1.0),
     ("steepest Muon", "torch Muon", 1.0),
     ("steepest LionMuon, period 2", "torch Muon", 0.55),
+    ("steepest SoftSignum, soft phase (foreach)", "steepest SoftSignum, sign phase (foreach)", 1.3),
+    ("steepest SoftSignum, soft phase (compile)", "steepest SoftSignum, sign phase (compile)", 1.3),
+    ("steepest SoftSignum, fit and step (foreach)", "torch AdamW (fused)", 5.0),
+    ("soft_polar, fitted, temperature x s_1 = 10", "polar, 5 steps, float32", 1.0),
 ]
 ENOUGH_QUIET_ROUNDS = 5
 
@@ -186,7 +190,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", module=r"(pytorch_optimizer|optimi|lion_pytorch)\b")
 
     report: dict[str, Any] = {**describe(arguments.threads), "quick": arguments.quick, "families": []}
-    for family, default_rounds in (("elementwise", 21), ("spectral", 9)):
+    for family, default_rounds in (("elementwise", 21), ("spectral", 9), ("kernels", 9)):
         chosen = [candidate for candidate in select(arguments.only) if candidate.family == family]
         if not chosen:
             continue
