@@ -173,6 +173,42 @@ RECORDS = [
         clocked=True,
     ),
     Record(
+        rules.SinkGD(lr=0.5, weight_decay=0.2, betas=(0.7, 0.9)),
+        {
+            **COMMON,
+            "view": Knob("heads=2"),
+            "betas": Knob((0.7, 0.8)),
+            "alpha": Knob(0.2),
+            "rounds": Knob(1),
+            "target": Knob("unit"),
+        },
+        steepest.SinkGD,
+    ),
+    Record(
+        rules.SAGE(lr=0.02, betas=(0.7, 0.9), eps=0.0, weight_decay=0.2),
+        {
+            **ELEMENT,
+            "betas": Knob((0.7, 0.8)),
+            "eps": Knob(1.0),
+            "order": Knob("released"),
+            "instantaneous": Knob(False),
+            "axis": Knob(1),
+        },
+        steepest.SAGE,
+    ),
+    Record(
+        rules.LASM(lr=0.02, betas=(0.7, 0.9), weight_decay=0.2, factor=1.5),
+        {
+            **ELEMENT,
+            "betas": Knob((0.7, 0.8)),
+            **{kind: Knob(3.0, effect="routing") for kind in ("attention", "mlp", "embedding")},
+            "factor": Knob(0.5),
+            "scale_decay": Knob(True),
+        },
+        steepest.LASM,
+        scale_free=False,
+    ),
+    Record(
         rules.AdamW(lr=0.02, betas=(0.7, 0.9), eps=1e-3, weight_decay=0.2),
         {**ELEMENT, "betas": Knob((0.7, 0.8)), "eps": Knob(1e-1)},
         scale_free=False,
@@ -182,8 +218,9 @@ RECORDS = [
 BY_NAME = {str(record): record for record in RECORDS}
 
 every_rule = pytest.mark.parametrize("record", RECORDS, ids=str)
-element_rules = pytest.mark.parametrize("record", [r for r in RECORDS if r.takes_vectors], ids=str)
+element_rules = pytest.mark.parametrize("record", [r for r in RECORDS if r.rule.needs == "element"], ids=str)
 matrix_rules = pytest.mark.parametrize("record", [r for r in RECORDS if not r.takes_vectors], ids=str)
+spectral_rules = pytest.mark.parametrize("record", [r for r in RECORDS if "compute_dtype" in r.knobs], ids=str)
 independent_rules = pytest.mark.parametrize("record", [r for r in RECORDS if not r.pooled], ids=str)
 named_optimizers = pytest.mark.parametrize("record", [r for r in RECORDS if r.optimizer], ids=str)
 

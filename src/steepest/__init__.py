@@ -11,10 +11,24 @@ print(opt)  # what each parameter is, which rule it got, and why
 from steepest import kernels, rules, theory
 from steepest._version import __version__
 from steepest.engine import Steepest, state_bytes
-from steepest.optimizers import Lion, LionMuon, Muon, SignMuon, Signum, SoftLionMuon, SoftMuon, SoftSignum
+from steepest.optimizers import (
+    LASM,
+    SAGE,
+    Lion,
+    LionMuon,
+    Muon,
+    SignMuon,
+    Signum,
+    SinkGD,
+    SoftLionMuon,
+    SoftMuon,
+    SoftSignum,
+)
 from steepest.routing import Role, Routing, View, roles, route
 
 __all__ = [
+    "LASM",
+    "SAGE",
     "Lion",
     "LionMuon",
     "Muon",
@@ -22,6 +36,7 @@ __all__ = [
     "Routing",
     "SignMuon",
     "Signum",
+    "SinkGD",
     "SoftLionMuon",
     "SoftMuon",
     "SoftSignum",

@@ -105,3 +105,21 @@ class SoftLionMuon(_Named):
     """See ``rules.SoftLionMuon``; at run time this docstring is the rule's."""
 
     rule_type = rules.SoftLionMuon
+
+
+class SinkGD(_Named):
+    """See ``rules.SinkGD``; at run time this docstring is the rule's."""
+
+    rule_type = rules.SinkGD
+
+
+class SAGE(_Named):
+    """See ``rules.SAGE``; at run time this docstring is the rule's."""
+
+    rule_type = rules.SAGE
+
+
+class LASM(_Named):
+    """See ``rules.LASM``; at run time this docstring is the rule's."""
+
+    rule_type = rules.LASM

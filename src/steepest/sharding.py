@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -99,6 +99,33 @@ def summed(part: Tensor, params: Sequence[Tensor]) -> Tensor:
     for group in meshes[0].get_all_groups():
         dist.all_reduce(part, group=group)
     return part
+
+
+def summed_each(parts: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
+    """For each parameter the sum of its part over the processes that share it; one exchange for each mesh."""
+    summed_parts = list(parts)
+    by_mesh: dict[Any, list[int]] = {}
+    for i, param in enumerate(params):
+        if is_sharded(param):
+            by_mesh.setdefault(_dtensor(param).device_mesh, []).append(i)
+    for chosen in by_mesh.values():
+        mine = [params[i] for i in chosen]
+        here = zip(chosen, counted_here(mine), strict=True)
+        together = torch.cat([parts[i] if counted else torch.zeros_like(parts[i]) for i, counted in here])
+        for i, part in zip(chosen, summed(together, mine).split([parts[i].numel() for i in chosen]), strict=True):
+            summed_parts[i] = part
+    return summed_parts
+
+
+def local_slices(x: Tensor) -> tuple[slice, ...]:
+    """Where in the whole tensor the part of this process lies; everything for an ordinary tensor."""
+    if not is_sharded(x):
+        return (slice(None),) * x.ndim
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset  # noqa: PLC0415
+
+    whole = _dtensor(x)
+    shape, start = compute_local_shape_and_global_offset(whole.shape, whole.device_mesh, whole.placements)
+    return tuple(slice(at, at + length) for at, length in zip(start, shape, strict=True))
 
 
 def _dtensor(x: Tensor) -> DTensor:

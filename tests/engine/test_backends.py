@@ -17,7 +17,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import cases
 import steepest
-from cases import Problem, assert_close, assert_same, build, differ, element_rules, every_rule, matrix_rules, trajectory
+from cases import (
+    Problem,
+    assert_close,
+    assert_same,
+    build,
+    differ,
+    element_rules,
+    every_rule,
+    spectral_rules,
+    trajectory,
+)
 from steepest import rules
 from steepest.engine import elements
 
@@ -55,7 +65,7 @@ def test_large_tensors_at_their_real_bounds(record):
     assert_same(trajectory(replace(record.rule, backend="foreach"), Problem(shapes, steps=2)), single)
 
 
-@matrix_rules
+@spectral_rules
 def test_stacks_are_the_single_matrix(record):
     """To rounding: a product of a stack may be summed in another order than that of one matrix."""
     shapes = {f"{m}x{n} {i}": (m, n) for m, n in ((24, 40), (40, 24), (16, 16), (1, 9)) for i in range(3)}
@@ -116,7 +126,7 @@ def test_calls_of_a_step_with_a_narrow_state():
     assert max(calls_per_tensor(rules.Lion(state_dtype="bfloat16"), (64,), 200)) <= 1.25
 
 
-@matrix_rules
+@spectral_rules
 def test_calls_of_a_spectral_step(record):
     for compute in ("float32", "bfloat16"):
         rule = replace(record.rule, compute_dtype=compute)

@@ -274,7 +274,7 @@ def test_matrices_are_checked_by_default(record):
         optimizer.step()
 
 
-@pytest.mark.parametrize("record", [r for r in cases.RECORDS if r.takes_vectors and not r.pooled], ids=str)
+@pytest.mark.parametrize("record", [r for r in cases.RECORDS if r.rule.needs == "element" and not r.pooled], ids=str)
 def test_an_unchecked_bad_element_stays_where_it_is(record):
     """Element-wise rules are not checked by default: one bad element is bad for itself alone."""
     problem = Problem(record)

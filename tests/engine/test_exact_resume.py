@@ -118,7 +118,8 @@ def test_declared_dtypes_are_kept(record, param_dtype, state_dtype):
     resume(problem, build(rule, problem), twin, other, 2)
     declared = param_dtype if state_dtype is None else getattr(torch, state_dtype)
     for param in twin.params.values():
-        assert {other.state[param][n].dtype for n in record.rule.buffers} == {declared}
+        own = [n for n in record.rule.buffers if n not in record.rule.whole]
+        assert {other.state[param][n].dtype for n in own} == {declared}
 
 
 @every_rule
@@ -176,7 +177,8 @@ def test_state_bytes_of_shapes(record):
     held = sum(t.untyped_storage().nbytes() for state in optimizer.state.values() for t in state.values())
     shapes = {name: tuple(p.shape) for name, p in problem.params.items()}
     assert steepest.state_bytes(shapes, record.rule)["total"] == held
-    assert steepest.state_bytes(shapes, record.rule.name)["total"] == held
+    if type(record.rule)().buffers == record.rule.buffers:
+        assert steepest.state_bytes(shapes, record.rule.name)["total"] == held
 
 
 # --- torch.distributed.checkpoint

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import cases
-from cases import Problem, assert_close, assert_same, build, every_rule, matrix_rules, trajectory
+from cases import Problem, assert_close, assert_same, build, every_rule, spectral_rules, trajectory
 from steepest import rules
 
 BACKENDS = ["single", "foreach"]
@@ -33,7 +33,7 @@ def test_a_power_of_two_on_all_gradients_changes_no_bit(record, backend, power):
 @pytest.mark.parametrize("factor", [1e-12, 1e-6, 1e6, 1e12])
 @scale_free_rules
 def test_a_constant_factor_on_all_gradients_changes_nothing(record, factor):
-    rule = record.rule if record.takes_vectors else replace(record.rule, compute_dtype="float64")
+    rule = replace(record.rule, compute_dtype="float64") if "compute_dtype" in record.knobs else record.rule
     expected = trajectory(rule, Problem(record, dtype=torch.float64))
     # A fit reads its sample in float32.
     rtol, atol = (1e-5, 1e-6) if record.pooled else (1e-9, 1e-12)
@@ -71,6 +71,8 @@ CHANGES = {
 @every_rule
 def test_equivariance(record, backend, change):
     """Changing weights and gradients and then running is running and then changing."""
+    if change == "transpose" and record.rule.name in ("sinkgd", "sage"):
+        pytest.skip("columns come last, or are what is damped")
     if change == "flip signs of rows" and "elements" in record.rule.fitted:
         pytest.skip("the median of the elements, to which the temperature is fitted, is another one")
     rule = replace(record.rule, backend=backend)  # match_rms, where there is a scale, is the same for the transpose
@@ -79,7 +81,7 @@ def test_equivariance(record, backend, change):
     assert_close(actual, expected, rtol=2e-5, atol=2e-5)
 
 
-@matrix_rules
+@spectral_rules
 def test_a_transposed_view_is_the_transpose(record):
     """GPT-2 stores (in, out): the view makes the geometry and the scale those of (out, in)."""
     rule = replace(record.rule, scale="spectral")

@@ -249,3 +249,108 @@ SMOOTHNESS = {
     0.5: {500: (5.2e-3, 5.19e-3, 0.0), 800: (7.7e-3, 7.07e-3, 2.7e-4), 950: (1.9e-2, 1.75e-2, 9.2e-4)},
     0.3: {350: (7.6e-3, 7.79e-3, 1.8e-4), 950: (9.0e-2, 8.66e-2, 7.5e-3)},
 }
+
+# --- SAGE
+
+SAGE_LR, SAGE_WEIGHT_DECAY = 0.1, 0.01  # betas = (0.9, 0.99), eps = 0
+SAGE_W0 = [[0.5, -0.25], [1.0, 0.75], [-0.5, 0.125]]
+SAGE_GRADIENTS = [
+    [[0.3, -0.1], [0.0, 0.2], [-0.6, 0.0]],
+    [[-0.03, 0.4], [0.3, -0.2], [0.03, 0.6]],
+]
+# Per step: mean |g| of each column, its bias-corrected average, the root mean squares of the average and of the means,
+# and H. In the second step the damper of the current means is the active one: that of the average would be
+# SAGE_AVERAGE_DAMPER in the second column. (sigma of the first step is printed with 7 digits, gamma is the same.)
+SAGE_STATISTICS = [
+    ((0.3, 0.1), (0.3, 0.1), 0.2236068, 0.2236068, (0.74535599, 1.0)),
+    ((0.12, 0.4), (0.20954774, 0.25075377), 0.23107110, 0.29529646, (1.0, 0.73824115)),
+]
+SAGE_AVERAGE_DAMPER = 0.9215
+# After both steps.
+SAGE_W = [[0.5245394363, -0.2234243653], [0.898001, 0.7224248653], [-0.3245394363, 0.0509260097]]
+SAGE_COLUMNS = [0.00417, 0.00499]
+SAGE_MOMENTUM = [[0.00267, 0.00301], [0.003, -0.00002], [-0.00564, 0.006]]
+
+# A single number, default betas: the argument of the sign in the second step, in the order of the paper (direction
+# from the old momentum) and of the released code (from the new one). The signs differ exactly where the gradient over
+# the old momentum lies in SAGE_ORDER_INTERVAL.
+SAGE_ORDER_GRADIENTS = [1.0, -0.085]
+SAGE_ORDER = {"paper": 0.009 - 0.0085, "released": 0.00891 - 0.009265}
+SAGE_ORDER_INTERVAL = (-9.0, -8.174)
+
+# A vector, one step with lr = 0.1, no decay, from ones.
+SAGE_VECTOR_GRADIENT = [0.1, -0.2, 0.4, 0.0]
+SAGE_VECTOR_H = [1.0, 1.0, 0.57282196, 1.0]
+SAGE_VECTOR_W = [0.9, 1.1, 0.9427178, 1.0]
+
+# A vector of independent Gaussians: mean of H with the damper of the current step alone, and the share that is damped.
+SAGE_GAUSSIAN_H, SAGE_GAUSSIAN_SHARE = 0.906, 0.317
+
+# --- Sinkhorn
+
+SINKHORN_X = [[3.0, 4.0, 0.0], [1.0, -2.0, 2.0]]
+# rounds -> paper form; the unit form is that divided by sqrt(2)
+SINKHORN = {
+    1: [[1.23624508, 1.08642895, 0.0], [0.68680282, -0.90535746, 1.41421356]],
+    5: [[1.28139429, 1.15833253, 0.0], [0.59835497, -0.81133579, 1.41421356]],
+}
+# rounds -> worst relative error of a row norm, of one heavy-tailed (300, 700) matrix of unknown law: for the magnitude.
+SINKHORN_ERRORS = {1: 0.67, 2: 0.14, 3: 0.043, 5: 0.004}
+
+# Root mean square of a step on a hidden matrix of m rows: (target, lr, multiplier) -> m -> value.
+DENSE_STEPS = {
+    ("unit", 2e-3, 10): {1024: 6.3e-4, 2048: 4.4e-4, 5461: 2.7e-4},
+    ("rms", 1e-4, 100): {1024: 1e-2, 2048: 1e-2, 5461: 1e-2},
+    ("rms", 2e-4, 100): {1024: 2e-2, 2048: 2e-2, 5461: 2e-2},
+    ("rms", 2e-2, 0.05): {1024: 1e-3, 2048: 1e-3, 5461: 1e-3},
+}
+
+# --- LASM
+
+LASM_LR, LASM_FACTOR, LASM_WEIGHT_DECAY = 3e-4, 1.5, 0.1  # betas = (0.9, 0.95), the decay without the factor
+LASM_W0 = [1.0, -2.0, 0.5]
+LASM_GRADIENTS = [[0.5, -1.0, 0.0], [-2.0, 0.25, 0.0]]
+# After both steps; the scale is 1 / (1 + sqrt(variance)).
+LASM_W = [0.9999400144, -1.9989800153, 0.49997000045]
+LASM_MOMENTUM = [-0.0955726973, -0.0532315020, 0.0]
+LASM_VARIANCE = [0.2209705199, 0.0530020937, 0.0]
+LASM_SCALE = [0.6802373958, 0.8128615270, 1.0]
+
+# --- optimizer state
+
+# LLaMA with vocabulary 32000 and a head of its own: (width, layers, FFN, heads); elements in all, in embedding and
+# head, and in vectors; GiB in float32 of AdamW, Lion, SinkGD-Hybrid and SAGE-Hybrid (head by SAGE); and of the last in
+# bfloat16. That one counts the column statistics in bfloat16 too.
+LLAMA_STATE = {
+    "60M": ((512, 8, 1376, 8), (58_073_600, 32_768_000, 8_704), (0.4327, 0.2163, 0.2442, 0.1221), 0.0611),
+    "130M": ((768, 12, 2048, 12), (134_105_856, 49_152_000, 19_200), (0.9992, 0.4996, 0.3664, 0.1833), 0.0916),
+    "350M": ((1024, 24, 2736, 16), (367_969_280, 65_536_000, 50_176), (2.7416, 1.3708, 0.4887, 0.2445), 0.1223),
+    "1.3B": ((2048, 24, 5461, 32), (1_339_082_752, 131_072_000, 100_352), (9.9769, 4.9885, 0.9773, 0.4890), 0.2445),
+    "7B": ((4096, 32, 11008, 32), (6_738_415_616, 262_144_000, 266_240), (50.2051, 25.1026, 1.9551, 0.9786), 0.4893),
+}
+# The last with column statistics in float32, as this library keeps them.
+LLAMA_STATE_FLOAT32_COLUMNS = {"60M": 0.0611, "130M": 0.0917, "350M": 0.1224, "1.3B": 0.2447, "7B": 0.4898}
+# The same models, weights and state in bfloat16, in units of 1e9 bytes: Adam and SinkGD-Hybrid; and the digits printed.
+LLAMA_WEIGHTS_AND_STATE = {
+    "60M": (0.348, 0.247, 3),
+    "130M": (0.805, 0.465, 3),
+    "350M": (2.208, 0.998, 3),
+    "1.3B": (8.034, 3.203, 3),
+    "7B": (40.43, 14.53, 2),
+}
+
+# SAGE's 1.3B model, inferred from the memory reported: vocabulary 128256, width 2048, tied, one of
+# (layers, FFN, heads, key-value heads) -> elements; None: not given, but said to fit too.
+SAGE_1B = {(24, 5461, 32, 8): 1_319_684_096, (24, 5632, 32, 4): 1_319_733_248, (21, 5461, 32, 32): None}
+SAGE_1B_STATE = {"adamw": 9.832, "lion": 4.916, "sinkgd-hybrid": 1.958, "lion-hybrid": 0.979, "sage-hybrid": 0.979}
+# As published: numbers (the 1.9 is cut off, not rounded) and bars of a figure, read to about 0.015.
+SAGE_1B_REPORTED = {"adamw": 9.83, "lion": 4.9, "sinkgd-hybrid": 1.9, "sage-hybrid": 0.98}
+SAGE_1B_BARS = {"adamw": 9.84, "lion": 4.93, "sinkgd-hybrid": 1.97, "lion-hybrid": 0.99, "sage-hybrid": 0.99}
+# Llama-3.2-1B, (16, 8192, 32, 8), would have with AdamW
+LLAMA_32_1B_STATE = 9.21
+# SAGE's 270M model, inferred: width 1024, 12 layers, FFN 2736, 16 heads, tied. The reported numbers are rounded or cut
+# off. (0.979 was printed as 0.978, from the number of elements with four digits.)
+SAGE_270M = (12, 2736, 16, None)
+SAGE_270M_ELEMENTS = (282.6e6, 131.3e6)
+SAGE_270M_STATE = {"adamw": 2.105, "lion": 1.053, "sinkgd-hybrid": 0.979, "sage-hybrid": 0.489}
+SAGE_270M_REPORTED = {"adamw": 2.1, "lion": 1.0, "sinkgd-hybrid": 0.9, "sage-hybrid": 0.5}

@@ -1,6 +1,7 @@
-"""Where each rule ends: on a quadratic at its minimum, and under weight decay on the unit ball of its own norm."""
+"""Where each rule ends: at a minimum, above it by a floor that soft maps remove, on the unit ball of its own norm."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,9 @@ EVERY = [
     rules.LionMuon(weight_decay=0.0),
     rules.LionMuon(weight_decay=0.0, period=5),
     rules.AdamW(weight_decay=0.0),
+    rules.SoftSignum(total_steps=600),
+    rules.SoftMuon(total_steps=600),
+    rules.SoftLionMuon(total_steps=600, weight_decay=0.0),
 ]
 
 
@@ -65,3 +69,52 @@ def test_decay_keeps_a_spectral_rule_in_the_ball_of_the_spectral_norm(rule):
     u, _, vt = torch.linalg.svd(TARGET, full_matrices=False)
     reached = minimise(rule, 1000 * TARGET, 600, lr=0.1, anneal=False)
     torch.testing.assert_close(reached, u @ vt / 0.5, rtol=1e-6, atol=1e-6)
+
+
+# --- the floor of steps of fixed size
+
+
+@pytest.mark.parametrize(
+    ("rule", "ratio"),
+    [
+        (rules.SoftSignum(), 0.1),
+        # all singular values of this problem are nearly equal: the usual eps leaves them saturated almost to the end
+        (rules.SoftMuon(eps=2e-2), 0.05),
+        (rules.SoftLionMuon(betas=(0.9, 0.95), weight_decay=0.0), 0.05),
+    ],
+    ids=lambda r: getattr(r, "name", ""),
+)
+def test_a_soft_map_ends_below_the_floor_of_the_hard_one_at_a_constant_rate(rule, ratio):
+    """Steps that feel no size oscillate about the minimum with the size of the rate, for ever."""
+    hard, soft = (
+        (minimise(r, TARGET, 400, lr=0.05, anneal=False) - TARGET).norm() / TARGET.norm()
+        for r in (rule, replace(rule, total_steps=400, transition=(0.3, 1.0)))
+    )
+    assert hard > 2e-3
+    assert soft < ratio * hard
+
+
+def unigram_gap(rule: rules.Rule, seed: int, steps: int = 400, classes: int = 200) -> float:
+    """Mean excess loss of the last 50 steps: logits that learn the frequencies 1/i, full batch, constant rate."""
+    target = torch.arange(1, classes + 1, dtype=torch.float64).reciprocal()
+    target /= target.sum()
+    start = torch.randn(classes, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    logits = torch.nn.Parameter(1e-3 * start)
+    optimizer = steepest.Steepest([logits], rule)
+    gaps = []
+    for _ in range(steps):
+        logits.grad = logits.detach().softmax(0) - target
+        optimizer.step()
+        gaps.append(float((target * (target.log() - logits.detach().log_softmax(0))).sum()))
+    return sum(gaps[-50:]) / 50
+
+
+def test_a_transition_ends_lower_on_power_law_frequencies():
+    """The problem of the paper's Figure 5, small: Signum, and a transition of the last half."""
+    signum = rules.SoftSignum(lr=0.01)
+    for seed in range(2):
+        hard = unigram_gap(signum, seed)
+        soft = unigram_gap(replace(signum, total_steps=400, transition=(0.5, 1.0)), seed)
+        never = unigram_gap(replace(signum, total_steps=500), seed)  # a transition that a run does not reach is none
+        assert 1e-5 < hard == never
+        assert soft < 0.01 * hard

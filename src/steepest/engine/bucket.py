@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from steepest.engine import elements, matrices
+from steepest.engine import elements, matrices, sums
 from steepest.routing.views import View
 from steepest.rules.base import Phase, Rule
 
@@ -73,7 +73,8 @@ class Bucket:
     def numbers(self, phase: Phase) -> dict[str, Any]:
         """The numbers of the rule at this step, with the ``rate`` of the phase and the share of a weight it keeps."""
         rate: Any = self.lr * phase.lr_ratio
-        return {**self.rule.numbers(self.step), "rate": rate, "keep": 1.0 - rate * self.rule.weight_decay}
+        decay: Any = rate if phase.decay_ratio is None else self.lr * phase.decay_ratio
+        return {**self.rule.numbers(self.step), "rate": rate, "keep": 1.0 - decay * self.rule.weight_decay}
 
     def _take(self, phase: Phase, members: Sequence[Member]) -> None:
-        (matrices if phase.geometry.needs == "matrix" else elements).run(self, phase, members)
+        {"matrix": matrices, "sums": sums, "element": elements}[phase.geometry.needs].run(self, phase, members)

@@ -55,12 +55,17 @@ def fit(buckets: Sequence[Bucket]) -> list[Bucket]:
         alone = _rule(bucket).pool == "tensor"
         for part in [replace(bucket, members=[m]) for m in bucket.members] if alone else [bucket]:
             pools.setdefault(_pool(part), []).append(part)
-    made = []
+    made, first = [], []
     for key, pool in pools.items():  # all fits before the first is written
-        found = known.get(key) if _rule(pool[0]).fit is None else None  # had no gradient when its fellows were fitted
-        found = found or _fit(pool)
-        made += [replace(b, rule=with_fit(b.rule, found)) for b in pool]
-    _warn(made)
+        before = _rule(pool[0]).fit
+        if before is None:
+            found = known.get(key) or _fit(pool)  # with fellows: it had no gradient when they were fitted
+        else:  # a sample without spread says nothing new
+            found = tuple(new if new[1] > 0.0 else old for new, old in zip(_fit(pool), before, strict=True))
+        done = [replace(b, rule=with_fit(b.rule, found)) for b in pool]
+        made += done
+        first += done if before is None else []
+    _warn(first)
     for bucket in made:
         rows = torch.tensor(_rule(bucket).fit, dtype=torch.float64)
         for member in bucket.members:
@@ -75,7 +80,7 @@ def _rule(bucket: Bucket) -> Any:
 
 def _pool(bucket: Bucket) -> Hashable:
     """What is equal for buckets that share a fit."""
-    own = {"rule": None, "group": bucket.group, "tensor": bucket.members[0].param}[_rule(bucket).pool]
+    own = {"rule": None, "group": bucket.group, "tensor": id(bucket.members[0].param)}[_rule(bucket).pool]
     return (_rule(bucket).company(), own)
 
 

@@ -14,7 +14,7 @@ from steepest.engine import fitting
 from steepest.engine import state as states
 from steepest.engine.bucket import Bucket, Member
 from steepest.routing import Routing, View, default_routing, report
-from steepest.rules.base import Rule, by_name, check_choice, check_named, check_options, options
+from steepest.rules.base import Rule, by_name, check_choice, check_named, check_options, check_whole, options
 
 CheckFinite = Literal["matrix", "all", "none"]
 
@@ -100,6 +100,9 @@ class Steepest(torch.optim.Optimizer):
         """
         group = dict(param_group)
         rule = _rule_with_options(group, self._rule)
+        if "clock" in options(type(rule)) and "clock" not in group:  # that of the run, which may be under way
+            clocks = [g["clock"] for g in self.param_groups if "clock" in g]
+            rule = _rule_with_options({"clock": max(clocks, default=0)}, rule) if clocks else rule
         named = _named(group["params"], sum(len(g["params"]) for g in self.param_groups))
         _check_params(rule, named, {id(p) for g in self.param_groups for p in g["params"]})
         view = str(group.get("view") or rule.view or _BY_SHAPE)
@@ -197,19 +200,17 @@ class Steepest(torch.optim.Optimizer):
         For runs whose length is not known beforehand. A transition that was planned or under way is replaced.
 
         Args:
-            steps: length of the transition, at least 1.
+            steps: length of the transition, at least 2: its first step is still hard.
 
         Raises:
-            ValueError: no rule of this optimizer softens, or ``steps`` is not a positive whole number. Nothing was
-                changed.
+            ValueError: no rule of this optimizer softens, or ``steps`` is no whole number >= 2. Nothing was changed.
         """
         groups = [group for group in self.param_groups if "transition" in group]
         if not groups:
             raise ValueError(
                 "begin_transition: no rule of this optimizer softens; use SoftSignum, SoftMuon or SoftLionMuon"
             )
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"begin_transition: steps must be a positive whole number, got {steps!r}")
+        check_whole("begin_transition", "steps", steps, 2)
         for group in groups:
             group.update(transition=(group["clock"], group["clock"] + steps), total_steps=None)
             for param in group["params"]:

@@ -36,7 +36,7 @@ def create(rule: Rule, param: Tensor) -> dict[str, Tensor]:
         for key, (shape, dtype) in kept_specs(rule).items()
     }
     for name, (shape, dtype) in rule.buffer_specs(param.shape, param.dtype).items():
-        if shape == param.shape:  # keeps the memory layout, and the sharding of a DTensor
+        if shape == param.shape and name not in rule.whole:  # keeps the memory layout, and the sharding of a DTensor
             state[name] = torch.zeros_like(param, dtype=dtype, requires_grad=False)
         else:
             state[name] = torch.zeros(shape, dtype=dtype, device=param.device)

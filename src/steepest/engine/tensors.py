@@ -50,6 +50,14 @@ class TensorList:
         """The function of each tensor, for one that is not among the methods here."""
         return TensorList([function(t) for t in self.tensors])
 
+    def clamp(self, low: float, high: float) -> TensorList:
+        """``Tensor.clamp`` on each tensor of the list."""
+        return self.clamp_min(low).clamp_max_(high)  # type: ignore[attr-defined, no-any-return]
+
+    def clamp_(self, low: float, high: float) -> TensorList:
+        """``Tensor.clamp_`` on each tensor of the list."""
+        return self.clamp_min_(low).clamp_max_(high)  # type: ignore[attr-defined, no-any-return]
+
     def __mul__(self, other: Any) -> TensorList:
         return self.mul(other)  # type: ignore[attr-defined, no-any-return]
 

@@ -5,6 +5,7 @@ from steepest.kernels.folded_cauchy import folded_cauchy_quantile, temperature
 from steepest.kernels.norms import stable_rank
 from steepest.kernels.order_statistics import Histogram, Statistics, median_and_mad
 from steepest.kernels.polar import COEFFICIENTS, polar
+from steepest.kernels.sinkhorn import column_damper, sinkhorn
 from steepest.kernels.soft import RELAXATIONS, Relaxation, register, soft_sign
 from steepest.kernels.soft_polar import coupled_soft_polar, soft_polar
 
@@ -14,12 +15,14 @@ __all__ = [
     "Histogram",
     "Relaxation",
     "Statistics",
+    "column_damper",
     "coupled_soft_polar",
     "folded_cauchy_quantile",
     "median_and_mad",
     "polar",
     "register",
     "sign",
+    "sinkhorn",
     "soft_polar",
     "soft_sign",
     "stable_rank",

@@ -113,6 +113,33 @@ def _hidden_matrices(name: str) -> Builder:
     return build
 
 
+def _hybrid(hidden: str, outside: str) -> Builder:
+    """One rule on the hidden matrices and one on all else; both at the learning rate, with their own defaults.
+
+    Options that both rules have go to the one on the hidden matrices.
+    """
+
+    def build(model: nn.Module, lr: float, options: dict[str, Any]) -> torch.optim.Optimizer:
+        import steepest
+
+        matrices, others = getattr(steepest.rules, hidden), getattr(steepest.rules, outside)
+        own = {key: value for key, value in options.items() if key in steepest.rules.options(matrices)}
+        rest = {key.removeprefix("rest_"): value for key, value in options.items() if key.startswith("rest_")}
+        ratio = rest.pop("lr_ratio")
+        routing = {key: value for key, value in options.items() if key in _ROUTING}
+        optimizer: torch.optim.Optimizer = steepest.Steepest(
+            model, matrices(lr=lr, **own), rest=others(lr=lr * ratio, **rest), **routing
+        )
+        return optimizer
+
+    return build
+
+
+def _hybrid_options(hidden: str, outside: str, lr_ratio: float, **changed: Any) -> dict[str, Any]:
+    rest = {f"rest_{key}": value for key, value in _rule_options(outside).items() if key not in _ROUTING}
+    return _rule_options(hidden) | rest | {"rest_lr_ratio": lr_ratio} | changed
+
+
 def _rule_options(name: str) -> dict[str, Any]:
     from steepest import rules
 
@@ -192,8 +219,10 @@ def _methods() -> Iterator[Method]:
         formula="polar(Nesterov M), softening to M (M'M + tau^-2)^(-1/2), on hidden matrices; AdamW on the rest",
         grid=(5e-3, 1e-2, 2e-2, 4e-2),
         # Scale and decay of our Muon, so that its learning rate carries over.
-        options=_rule_options("SoftMuon") | {"transition": (0.9, 1.0), "scale": "match_rms", "weight_decay": 0.1}
-        | _REST | {"fused": "split"},
+        options=_rule_options("SoftMuon")
+        | {"transition": (0.9, 1.0), "scale": "match_rms", "weight_decay": 0.1}
+        | _REST
+        | {"fused": "split"},
         build=_hidden_matrices("SoftMuon"),
     )
     yield Method(
@@ -216,7 +245,67 @@ def _methods() -> Iterator[Method]:
     )
 
 
-METHODS: dict[str, Method] = {method.name: method for method in _methods()}
+def _light_methods() -> Iterator[Method]:
+    yield Method(
+        name="sage",
+        label="SAGE",
+        paper="Lee and Kim 2026, arXiv 2604.07663",
+        formula="H sign(b1 M + (1 - b1) G), H a bounded damper per column, on all but hidden matrices; SinkGD on these",
+        grid=(1e-3, 2e-3, 4e-3, 8e-3),
+        # The released hybrid: columns of norm 1, times 10, on the hidden matrices.
+        options=_hybrid_options("SinkGD", "SAGE", 1.0, alpha=10.0, target="unit", weight_decay=0.01),
+        build=_hybrid("SinkGD", "SAGE"),
+    )
+    yield Method(
+        name="sinkgd",
+        label="SinkGD",
+        paper="Scetbon et al. 2025, arXiv 2502.06742",
+        formula="0.05 sinkhorn(G) on hidden matrices, without state; AdamW on the rest",
+        grid=(1e-2, 2e-2, 4e-2, 8e-2),
+        options=_hybrid_options("SinkGD", "AdamW", 0.2, rest_weight_decay=0.0),
+        build=_hybrid("SinkGD", "AdamW"),
+    )
+    yield Method(
+        name="sinkgd-lion",
+        label="SinkGD + Lion",
+        paper="the Lion-Hybrid of SAGE's comparison, arXiv 2604.07663",
+        formula="sinkhorn(G) on hidden matrices, without state; Lion on the rest",
+        grid=(1e-3, 2e-3, 4e-3, 8e-3),
+        # The same step on the hidden matrices as the method sage, so that the rule of the embeddings is all there is.
+        options=_hybrid_options("SinkGD", "Lion", 1.0, alpha=10.0, target="unit", weight_decay=0.01)
+        | {"rest_weight_decay": 0.01},
+        build=_hybrid("SinkGD", "Lion"),
+    )
+    yield Method(
+        name="lasm",
+        label="LASM",
+        paper="an unreviewed preprint, aardXiv, 31 October 2025; experimental",
+        formula="factor of the role x sign(M), M damped by 1 / (1 + sqrt(V)), on every parameter",
+        grid=(4e-4, 8e-4, 1.6e-3, 3.2e-3),
+        options={key: value for key, value in _rule_options("LASM").items() if key != "factor"},
+        build=_everywhere("LASM"),
+    )
+    yield Method(
+        name="lionmuon-sage",
+        label="LionMuon + SAGE",
+        paper="this library: LionMuon (arXiv 2605.19811) with the embeddings of SAGE (arXiv 2604.07663)",
+        formula="LionMuon on hidden matrices; damped signs on the rest",
+        grid=(5e-3, 1e-2, 2e-2, 4e-2),
+        options=_hybrid_options("LionMuon", "SAGE", 0.1),
+        build=_hybrid("LionMuon", "SAGE"),
+    )
+    yield Method(
+        name="softmuon-sage",
+        label="SoftMuon + SAGE",
+        paper="this library: SoftMuon (arXiv 2605.31371) with the embeddings of SAGE (arXiv 2604.07663)",
+        formula="SoftMuon on hidden matrices; damped signs on the rest",
+        grid=(5e-3, 1e-2, 2e-2, 4e-2),
+        options=_hybrid_options("SoftMuon", "SAGE", 0.1, transition=(0.9, 1.0), scale="match_rms", weight_decay=0.1),
+        build=_hybrid("SoftMuon", "SAGE"),
+    )
+
+
+METHODS: dict[str, Method] = {method.name: method for method in (*_methods(), *_light_methods())}
 
 
 def find(name: str) -> Method:

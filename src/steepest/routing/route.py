@@ -180,14 +180,16 @@ def default_routing(
         raise ValueError(f"fused must be 'split' or 'joined', got {fused!r}")
     claims = list(claim(model))
     _check_present(model, claims, rule, given)
-    everywhere = rule.needs == "element"
+    everywhere = rule.takes == "all"
     other = rest if rest is not None else rule.companion()
-    reason = f"{rule.name} takes every parameter" if everywhere else "not a hidden matrix"
-    reason = "rest=" if rest is not None else reason
-    choices = dict.fromkeys((*KINDS, "unknown"), (other, reason))
-    choices.update(dict.fromkeys(HIDDEN, (rule, reason if other is rule else "hidden matrix")))
-    if _decays(other) and not decay_vectors:
-        undecayed = replace(other, weight_decay=0.0), f"{reason}, no decay on scales and offsets"
+    hidden, outside = (rule, "hidden matrix"), (other, "not a hidden matrix" if rest is None else "rest=")
+    if rule.takes == "rest":
+        hidden, outside = (other, "hidden matrix" if rest is None else "rest="), (rule, "not a hidden matrix")
+    elif everywhere and rest is None:
+        hidden = outside = rule, f"{rule.name} takes every parameter"
+    choices = {**dict.fromkeys((*KINDS, "unknown"), outside), **dict.fromkeys(HIDDEN, hidden)}
+    if _decays(outside[0]) and not decay_vectors:
+        undecayed = replace(outside[0], weight_decay=0.0), f"{outside[1]}, no decay on scales and offsets"
         choices.update(dict.fromkeys(_KINDS_OF["vectors"], undecayed))
     if embeddings is not None:
         choices.update(dict.fromkeys((*_KINDS_OF["embeddings"], "head"), (embeddings, "embeddings=")))
@@ -200,7 +202,8 @@ def default_routing(
         if role.kind == "unknown" and not everywhere:
             raise ValueError(unknown_message(name, parameter))
         seen = replace(role, view=role.view.joined()) if fused == "joined" else role
-        routed.append((_entry(name, parameter, seen, *choices[role.kind]), parameter))
+        chosen, why = choices[role.kind]
+        routed.append((_entry(name, parameter, seen, chosen.for_role(role), why), parameter))
     return Routing(routed)
 
 
@@ -215,10 +218,10 @@ def _entry(name: str, parameter: nn.Parameter, role: Role, rule: Rule, why: str)
     if not (parameter.is_floating_point() or parameter.is_complex()):
         return replace(entry, rule=None, why=f"{role.why}; {parameter.dtype} cannot be trained")
     entry = replace(entry, why=f"{role.why}; {why}{', frozen' if frozen else ''}")
-    if rule.needs == "element":
+    if rule.needs != "matrix":
         return entry
     view = role.view if rule.view is None else View.parse(rule.view)
-    if rule.needs == "matrix" and view.element:
+    if view.element:
         if role.kind == "unknown":
             raise ValueError(unknown_message(name, parameter))
         stack = f", or say how it is one: {rule.name} with view={str(View.default(shape))!r}" if len(shape) > 1 else ""
@@ -246,7 +249,7 @@ def _check_present(
             tied = [name for name, _, role in claims if role.kind == "embedding" and role.tied]
             hint = f": its output head is tied to {tied[0]!r}, use embeddings=" if option == "head" and tied else ""
             raise ValueError(f"{option}= matches no parameter of {model_name}{hint or '; leave it out'}")
-    if rule.needs != "element" and not kinds & HIDDEN and "unknown" not in kinds:
+    if rule.takes == "hidden" and not kinds & HIDDEN and "unknown" not in kinds:
         raise ValueError(
             f"{model_name} has no hidden matrix for {rule.name}, only {', '.join(sorted(kinds))}; use a rule "
             "that works on elements, or steepest.route(model, [(pattern, rule), ...]) to choose by hand"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from steepest.engine.bucket import Bucket
+    from steepest.routing.roles import Role
 
 Need = Literal["element", "sums", "matrix"]
 Rate = float | Tensor
@@ -71,6 +72,7 @@ class Phase:
     Attributes:
         geometry: the map.
         lr_ratio: the rate of this step as a ratio to the ``lr`` of the group, so that one scheduler moves all rates.
+        decay_ratio: the same for the weight decay; None for that of the step.
         scale: key of ``SCALES``.
         gate: take this phase only for matrices that pass, else ``otherwise``.
         otherwise: the phase of the matrices that do not pass the gate.
@@ -78,6 +80,7 @@ class Phase:
 
     geometry: Geometry
     lr_ratio: float = 1.0
+    decay_ratio: float | None = None
     scale: str = "none"
     gate: Gate | None = None
     otherwise: Phase | None = None
@@ -91,8 +94,9 @@ class Rule:
     or a scheduler may change reaches it through ``numbers``, so that a compiled step is never compiled again.
 
     Class variables: ``name``; ``needs``, how much of a tensor a step must see at once; ``buffers``, the names of the
-    state; ``fitted``, what the optimizer measures over all tensors of the rule where ``wants_fit`` says so (see
-    ``rules.Softened``).
+    state; ``whole``, those of them that every process holds whole; ``takes``, the part of a model that the rule is for
+    (the hidden matrices, if it needs matrices, or else all of it; or the rest); ``fitted``, what the optimizer measures
+    over all tensors of the rule where ``wants_fit`` says so (see ``rules.Softened``).
 
     Attributes:
         lr: learning rate, >= 0; a number or a 0-dim tensor.
@@ -106,6 +110,8 @@ class Rule:
     name: ClassVar[str] = ""
     needs: ClassVar[Need] = "element"
     buffers: ClassVar[tuple[str, ...]] = ()
+    whole: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[Literal["all", "hidden", "rest"]] = "all"
     fitted: ClassVar[tuple[FitKind, ...]] = ()
 
     lr: Rate = 1e-3
@@ -116,6 +122,8 @@ class Rule:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "needs" in cls.__dict__ and "takes" not in cls.__dict__:
+            cls.takes = "hidden" if cls.needs == "matrix" else "all"
         if "name" in cls.__dict__:
             other = _REGISTRY.setdefault(cls.name, cls)
             if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -176,7 +184,11 @@ class Rule:
 
         With the scale "match_rms" the steps of the two are of one size.
         """
-        return self if self.needs == "element" else by_name("adamw")(lr=self.lr, weight_decay=self.weight_decay)
+        return self if self.takes == "all" else by_name("adamw")(lr=self.lr, weight_decay=self.weight_decay)
+
+    def for_role(self, role: Role) -> Rule:
+        """The rule for parameters of a role: itself, if it makes no difference."""
+        return self
 
     def wants_fit(self) -> bool:
         """Whether this step must begin with a fit of what ``fitted`` names, over all tensors of the rule."""
@@ -243,6 +255,12 @@ def check_range(rule: str, option: str, value: Any, low: float, high: float, *, 
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not (low <= value < high or (value == high and not open_high and high < math.inf)):
         raise ValueError(f"{rule}: {option} must be a number {wanted}, got {value!r}")
+
+
+def check_whole(rule: str, option: str, value: Any, least: int) -> None:
+    """Refuse anything but a whole number from ``least`` on."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{rule}: {option} must be a whole number >= {least}, got {value!r}")
 
 
 def check_betas(rule: str, betas: Any) -> None:

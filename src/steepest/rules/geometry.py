@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -61,6 +61,38 @@ class Polar:
     def rms(self, m: int, n: int) -> float:
         """All min(m, n) singular values are 1."""
         return 1.0 / math.sqrt(max(m, n, 1))
+
+
+@dataclass(frozen=True)
+class Sinkhorn:
+    """Rows and columns of fixed norms."""
+
+    needs: ClassVar[Need] = "matrix"
+    rounds: int
+    target: Literal["rms", "unit"]
+
+    def __call__(self, x: Tensor, numbers: Numbers) -> Tensor:
+        """Return the balanced matrices of a stack."""
+        return kernels.sinkhorn(x, self.rounds, self.target)
+
+    def rms(self, m: int, n: int) -> float:
+        """Exactly this for a matrix without zero columns."""
+        return 1.0 if self.target == "rms" else 1.0 / math.sqrt(max(m, 1))
+
+
+@dataclass(frozen=True)
+class DampedSign:
+    """The sign of each element, times the damper of its column."""
+
+    needs: ClassVar[Need] = "sums"
+
+    def __call__(self, x: Tensor, numbers: Numbers) -> Tensor:
+        """Return the damped signs."""
+        return kernels.sign(x).mul_(numbers["damper"])
+
+    def rms(self, m: int, n: int) -> float:
+        """At most 1, where all columns are alike."""
+        return 1.0
 
 
 # Soft maps -----------------------------------------------------------------------------------------------------------

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, Literal
 
 from steepest import kernels
 from steepest.kernels import Statistics
-from steepest.rules.base import KEPT, Fit, FitKind, Phase, Rule, check_choice, check_range
+from steepest.rules.base import KEPT, Fit, FitKind, Phase, Rule, check_choice, check_range, check_whole
 from steepest.rules.geometry import (
     LinearElement,
     LinearMatrix,
@@ -42,14 +42,17 @@ class Softened(Rule):
     parameters. Exact zeros are left out where they are the majority.
 
     Attributes:
-        transition: (start, end) in steps of the run; or in fractions of ``total_steps``, (0.9, 1.0) if that is given
-            alone (the paper: 90 % hard). None: hard until ``optimizer.begin_transition(steps)``.
+        transition: (start, end) in steps of the run, of which the first is still hard; or in fractions of
+            ``total_steps``, (0.9, 1.0) if that is given alone (the paper: 90 % hard). None: hard until
+            ``optimizer.begin_transition(steps)``.
         total_steps: number of steps of the run.
         eps: a step counts as full from 1 - eps on, 1e-4 (the paper).
         temperature_range: (lowest, highest) temperature. The lowest, 1 (the paper), depends on the scale of the
             gradient: it acts where the spread exceeds about 5 cot(pi p / 2). There is no highest (the paper); in the
             released code it is 1e9 or 20.
         pool: what one fit is made over: all tensors of the "rule" (the paper), of a param "group", or each "tensor".
+            Shards of a tensor count together; where processes hold different tensors (pipeline stages,
+            ``ZeroRedundancyOptimizer``), each fits its own.
         refresh_every: make the fit anew every so many steps of the transition; 0: only once (the paper).
         clock: 0-based step of the run, kept by the optimizer; steps without any gradient count.
     """
@@ -69,10 +72,10 @@ class Softened(Rule):
         if not 0.0 < 1.0 - self.eps < 1.0:  # also a number that is lost in 1 - eps
             raise ValueError(f"{self.name}: eps must lie strictly between 0 and 1, got {self.eps!r}")
         check_choice(self.name, "pool", self.pool, ("rule", "group", "tensor"))
-        check_steps(self.name, "refresh_every", self.refresh_every, 0)
-        check_steps(self.name, "clock", self.clock, 0)
+        check_whole(self.name, "refresh_every", self.refresh_every, 0)
+        check_whole(self.name, "clock", self.clock, 0)
         if self.total_steps is not None:
-            check_steps(self.name, "total_steps", self.total_steps, 1)
+            check_whole(self.name, "total_steps", self.total_steps, 1)
         self._check_pair("temperature_range", "(lowest, highest)")
         low, high = self.temperature_range
         if not 0.0 < low <= high:
@@ -202,9 +205,3 @@ class Softened(Rule):
                 geometry = SoftPolar(geometry.steps, geometry.coefficients, geometry.dtype)
         otherwise = None if phase.otherwise is None else self._soften(phase.otherwise)
         return replace(phase, geometry=geometry, otherwise=otherwise)
-
-
-def check_steps(rule: str, option: str, value: Any, least: int) -> None:
-    """Refuse anything but a whole number of steps from ``least`` on."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{rule}: {option} must be a whole number of steps >= {least}, got {value!r}")

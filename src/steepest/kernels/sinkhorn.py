@@ -1,0 +1,84 @@
+"""Sinkhorn normalisation: rows and columns of a matrix to fixed lengths, in turn (SinkGD)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from steepest.kernels.polar import check_matrices
+
+
+def sinkhorn(x: Tensor, rounds: int = 5, target: Literal["rms", "unit"] = "rms") -> Tensor:
+    """Scale the rows, then the columns, of each (m, n) matrix of a stack to fixed l2 norms, ``rounds`` times.
+
+    SR-Sinkhorn (Scetbon et al. 2025, arXiv 2502.06742). The iteration is that of Sinkhorn and Knopp on the squared
+    elements, so it needs only two vectors of scales and products of the squares with them. Column norms are exact
+    in the end, row norms approximate. The result does not depend on the scale of ``x``.
+
+    Args:
+        x: stack of matrices (..., m, n), floating point; norms are taken in at least float32. Not changed.
+        rounds: number of rounds, at least 1; 5 in the paper.
+        target: "rms": rows to sqrt(n), columns to sqrt(m), so that the root mean square of an element is 1 (the paper);
+            "unit": columns to 1 (the code released with SAGE). The first is sqrt(m) times the second.
+
+    Returns:
+        A new tensor of the shape and dtype of ``x``. Zero rows and columns stay zero; so do rows and columns more than
+        1e18 times smaller than the largest element of their row.
+
+    Raises:
+        ValueError: ``x`` is not a stack of floating-point matrices, or an option is out of range.
+    """
+    check_matrices(x, "sinkhorn")
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise ValueError(f"rounds must be a positive whole number, got {rounds!r}")
+    if target not in ("rms", "unit"):
+        raise ValueError(f"target must be 'rms' or 'unit', got {target!r}")
+    if x.numel() == 0:
+        return torch.zeros_like(x)
+    wide = x.float() if x.element_size() < 4 else x
+    # A power of two for each row goes first, so that no square overflows or is lost.
+    peak = torch.maximum(wide.amax(-1, keepdim=True), wide.amin(-1, keepdim=True).neg())
+    power = torch.ldexp(torch.ones_like(peak), -torch.frexp(peak).exponent.clamp(-120, 120))
+    result = squares = (wide * power).square_()
+    columns = squares.new_ones(*x.shape[:-2], x.shape[-1], 1)
+    for _ in range(rounds):
+        rows = _inverse(squares @ columns)
+        columns = _inverse(squares.mT @ rows)
+    torch.mul(wide, rows.sqrt_().mul_(power), out=result)  # in the same memory: a new large tensor would cost more
+    result.mul_(columns.sqrt_().mul_(math.sqrt(x.shape[-2]) if target == "rms" else 1.0).mT)
+    return result.to(x.dtype)
+
+
+def _inverse(x: Tensor) -> Tensor:
+    """1 / x, and 0 for 0: what is zero is scaled by nothing."""
+    return torch.where(x == 0, x, 1.0 / x)
+
+
+def column_damper(average: Tensor, current: Tensor | None, eps: float | Tensor = 0.0) -> Tensor:
+    """How much of a sign step each column of a matrix takes: the less, the larger its gradients are beside the others'.
+
+    SAGE (Lee and Kim 2026, arXiv 2604.07663): H = min(rms(average) / average, rms(current) / current, 1).
+
+    Args:
+        average: a bias-corrected average of the mean |g| of each column, (..., d), >= 0.
+        current: the mean |g| of each column at this step, (..., d); None to leave its term out.
+        eps: added to the denominators; 1e-8 in the released code.
+
+    Returns:
+        H of shape (..., d). With ``eps`` = 0, 1 / sqrt(d) <= H <= 1, and H = 1 where a column is not above the root
+        mean square of all. Where all columns are zero, H is 0: nothing moves.
+    """
+    damper = _relative(average, eps)
+    return (damper if current is None else torch.minimum(damper, _relative(current, eps))).clamp_(max=1.0)
+
+
+def _relative(statistic: Tensor, eps: float | Tensor) -> Tensor:
+    largest = statistic.amax(-1, keepdim=True)
+    unit = statistic / torch.where(largest > 0, largest, 1.0)
+    rms = unit.square().mean(-1, keepdim=True).sqrt() * largest
+    # A zero column is below every rms. If all are zero, rms is too, and so is the damper.
+    below = statistic + eps
+    return torch.where(below > 0, rms / below, torch.where(rms > 0, torch.inf, 0.0))
