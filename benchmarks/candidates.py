@@ -57,7 +57,8 @@ class Candidate:
 
     Attributes:
         name: shown in the tables.
-        family: "elementwise" steps every tensor, "spectral" the hidden matrices, "kernels" maps their gradients.
+        family: "elementwise" steps every tensor, "spectral" the hidden matrices, "embedding" the token embedding, and
+            "kernels" maps the gradients of the hidden matrices.
         build: makes the optimizer from a list of parameters; imports its package late, so that one process loads only
             what it measures.
         steps: steps per sample, a full period of an alternating method; times are per step.
@@ -70,6 +71,8 @@ class Candidate:
 
     def make(self, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer over the parameters of its family."""
+        if self.family == "embedding":
+            return self.build([parameters["wte"]])
         chosen = [p for n, p in parameters.items() if self.family == "elementwise" or is_hidden(n, tuple(p.shape))]
         return self.build(chosen)
 
@@ -134,11 +137,17 @@ def _soft_polar(level: float, **options: object) -> Callable[[list[nn.Parameter]
     return build
 
 
-# A transition that is over after its second step holds its temperature: from then on every step is a soft one.
-SOFT = {"transition": (0, 2)}
+# Within a long transition the temperature hardly moves from step to step: early in it most elements are saturated.
+EARLY = {"transition": (0, 1_000_000), "clock": 50_000}
+SOFT = {"transition": (0, 1_000_000), "clock": 500_000}
 # A transition that makes its fit anew at every step.
 FITTING = {"transition": (0, 1_000_000), "refresh_every": 1}
-BASES = {"elementwise": "torch AdamW (fused)", "spectral": "torch Muon", "kernels": "polar, 5 steps, float32"}
+BASES = {
+    "elementwise": "torch AdamW (fused)",
+    "spectral": "torch Muon",
+    "embedding": "torch AdamW (fused), embedding",
+    "kernels": "polar, 5 steps, float32",
+}
 CANDIDATES = [
     Candidate("torch AdamW (fused)", "elementwise", _torch("AdamW", fused=True)),
     Candidate("steepest Signum (foreach)", "elementwise", _steepest("Signum", backend="foreach")),
@@ -150,9 +159,11 @@ CANDIDATES = [
             f"steepest SoftSignum, {phase} ({backend})", "elementwise", _steepest("SoftSignum", backend=backend, **o)
         )
         for backend in ("foreach", "compile")
-        for phase, o in (("sign phase", {}), ("soft phase", SOFT))
+        for phase, o in (("sign phase", {}), ("soft phase, p = 0.05", EARLY), ("soft phase, p = 0.5", SOFT))
     ],
     Candidate("steepest SoftSignum, fit and step (foreach)", "elementwise", _steepest("SoftSignum", **FITTING)),
+    Candidate("steepest LASM", "elementwise", _steepest("LASM")),
+    Candidate("steepest Lion, bf16 momentum", "elementwise", _steepest("Lion", state_dtype="bfloat16")),
     Candidate("pytorch-optimizer SignSGD (loop)", "elementwise", _other("pytorch_optimizer", "SignSGD", foreach=False)),
     Candidate("pytorch-optimizer Lion (loop)", "elementwise", _other("pytorch_optimizer", "Lion", foreach=False)),
     Candidate("pytorch-optimizer Lion (foreach)", "elementwise", _other("pytorch_optimizer", "Lion", foreach=True)),
@@ -166,6 +177,11 @@ CANDIDATES = [
     Candidate("steepest SoftMuon, fit and step", "spectral", _steepest("SoftMuon", **FITTING)),
     Candidate("steepest SignMuon, period 2", "spectral", _steepest("SignMuon", period=2), steps=2),
     Candidate("steepest LionMuon, period 2", "spectral", _steepest("LionMuon", period=2), steps=2),
+    Candidate("torch AdamW (fused), hidden", "spectral", _torch("AdamW", fused=True)),
+    Candidate("steepest SinkGD", "spectral", _steepest("SinkGD")),
+    Candidate("torch AdamW (fused), embedding", "embedding", _torch("AdamW", fused=True)),
+    Candidate("steepest SAGE", "embedding", _steepest("SAGE")),
+    Candidate("steepest Lion, embedding", "embedding", _steepest("Lion")),
     Candidate("polar, 5 steps, float32", "kernels", _polar()),
     Candidate("soft_polar, 5 steps, float32", "kernels", _soft_polar(10.0)),
     Candidate("soft_polar, fitted, temperature x s_1 = 10", "kernels", _soft_polar(10.0, coefficients="fitted")),

@@ -34,10 +34,16 @@ CLAIMS = [
     ("steepest Signum (foreach)", "pytorch-optimizer SignSGD (loop)", 1.0),
     ("steepest Muon", "torch Muon", 1.0),
     ("steepest LionMuon, period 2", "torch Muon", 0.55),
-    ("steepest SoftSignum, soft phase (foreach)", "steepest SoftSignum, sign phase (foreach)", 1.3),
-    ("steepest SoftSignum, soft phase (compile)", "steepest SoftSignum, sign phase (compile)", 1.3),
+    *[
+        (f"steepest SoftSignum, soft phase, p = {p} ({backend})", f"steepest SoftSignum, sign phase ({backend})", 1.3)
+        for backend in ("foreach", "compile")
+        for p in (0.05, 0.5)
+    ],
     ("steepest SoftSignum, fit and step (foreach)", "torch AdamW (fused)", 5.0),
     ("soft_polar, fitted, temperature x s_1 = 10", "polar, 5 steps, float32", 1.0),
+    ("steepest SAGE", "torch AdamW (fused), embedding", 1.3),
+    ("steepest SinkGD", "torch AdamW (fused), hidden", 1.5),
+    ("steepest LASM", "torch AdamW (fused)", 1.2),
 ]
 ENOUGH_QUIET_ROUNDS = 5
 
@@ -142,7 +148,9 @@ def markdown(report: dict[str, Any]) -> str:
         "A ratio is the median over rounds of time / time of the base in the same round; quartiles in brackets.",
     ]
     for family in report["families"]:
-        what = "all tensors" if family["family"] == "elementwise" else "the 48 hidden matrices"
+        what = {"elementwise": "all tensors", "embedding": "the token embedding"}.get(
+            family["family"], "the 48 hidden matrices"
+        )
         what = what if not report["quick"] else what.replace("the 48 ", "the ")
         shares = [share for share in family["others"] if share is not None]
         busy = f"; other processes used {statistics.median(shares):.0%} of the machine" if shares else ""
@@ -190,7 +198,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", module=r"(pytorch_optimizer|optimi|lion_pytorch)\b")
 
     report: dict[str, Any] = {**describe(arguments.threads), "quick": arguments.quick, "families": []}
-    for family, default_rounds in (("elementwise", 21), ("spectral", 9), ("kernels", 9)):
+    for family, default_rounds in (("elementwise", 21), ("spectral", 9), ("embedding", 21), ("kernels", 9)):
         chosen = [candidate for candidate in select(arguments.only) if candidate.family == family]
         if not chosen:
             continue

@@ -134,7 +134,16 @@ def test_every_help_shows_an_example(path: tuple[str, ...], capsys: pytest.Captu
 
 
 def test_the_commands_of_the_plan_are_there(capsys: pytest.CaptureFixture[str]) -> None:
-    assert {path[0] for path in commands()} == {"train", "compare", "report", "optimizers", "data", "doctor"}
+    assert {path[0] for path in commands()} == {
+        "train",
+        "compare",
+        "report",
+        "optimizers",
+        "data",
+        "doctor",
+        "reproduce",
+        "memory",
+    }
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == f"steepest {__version__}"
     assert isinstance(app, typer.Typer)

@@ -31,6 +31,7 @@ def run(bucket: Bucket, phase: Phase, members: Sequence[Member]) -> None:
         wide = load(params)
         descend(wide, TensorList([sharding.shard(u, m.param) for u, m in zip(updates, batch, strict=True)]), numbers)
         store(params, wide)
+        del updates, wide  # before the next batch is mapped: on a GPU each may be half a GiB
 
 
 def passes(bucket: Bucket, phase: Phase) -> list[list[bool]]:

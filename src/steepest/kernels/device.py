@@ -9,10 +9,10 @@ import torch
 # Elements of one piece of a large tensor in an element-wise step. On a CPU a piece of every operand must fit the caches
 # together, and a fresh temporary of tens of MB would be paid in page faults; a GPU wants few launches instead.
 _PIECE = {"cpu": 1 << 18}
-_PIECE_ELSEWHERE = 1 << 26
+_PIECE_ELSEWHERE = 1 << 24
 # A tensor of at least this many elements is worth its own calls (or a compiled kernel); smaller ones go as a list.
 _LARGE = {"cpu": 1 << 16}
-_LARGE_ELSEWHERE = 1 << 26
+_LARGE_ELSEWHERE = 1 << 24
 # Elements of one stack of matrices: on a CPU large matrices are faster one by one, small ones together.
 _STACK = {"cpu": 1 << 18}
 _STACK_ELSEWHERE = 1 << 27

@@ -90,6 +90,19 @@ def _c4(width: int, mlp: int, heads: int, layers: int) -> Preset:
     )  # fmt: skip
 
 
+_SAGE = (
+    "SAGE, arXiv 2604.07663: the paper gives no dimensions; this layout (tied, Llama 3's vocabulary) is inferred from "
+    "the optimizer memory that it prints"
+)
+
+
+def _sage(width: int, mlp: int, heads: int, kv_heads: int, layers: int) -> Preset:
+    return Preset(
+        family="llama", layers=layers, width=width, heads=heads, kv_heads=kv_heads, mlp=mlp, vocabulary=128_256,
+        rope_theta=500_000.0, source=_SAGE,
+    )  # fmt: skip
+
+
 PRESETS: dict[str, Preset] = {
     **{
         f"{size}-{family}": _own(family, size)
@@ -105,6 +118,24 @@ PRESETS: dict[str, Preset] = {
     "llama-350m": _c4(1024, 2736, 16, 24),
     "llama-1b": _c4(2048, 5461, 32, 24),
     "llama-3b": _c4(2560, 6848, 32, 32),
+    "llama-7b": _c4(4096, 11008, 32, 32),
+    "llama-270m-sage": _sage(1024, 2736, 16, 16, 12),
+    # Two layouts meet the memory of the 1.3B model to all printed digits, and nothing tells which it is.
+    "llama-1.3b-sage": _sage(2048, 5461, 32, 8, 24),
+    "llama-1.3b-sage-kv4": _sage(2048, 5632, 32, 4, 24),
+    "llama-3-70b": Preset(
+        family="llama",
+        layers=80,
+        width=8192,
+        heads=64,
+        kv_heads=8,
+        mlp=28_672,
+        vocabulary=128_256,
+        positions=8192,
+        tied=False,
+        rope_theta=500_000.0,
+        source="the published configuration of Llama 3 70B",
+    ),
     # The LASM paper gives 134M parameters, 12 layers, width 768 and 12 heads and nothing else. An inner width of 2,048
     # and an untied vocabulary of 32,000 (LLaMA 130M's) meet 134M; they are our reading, not the paper's words.
     "qwen-134m": Preset(

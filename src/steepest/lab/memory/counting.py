@@ -1,0 +1,264 @@
+"""Weights, gradients and optimizer state of a model, to the byte."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+import steepest
+from steepest.lab import methods, models
+from steepest.lab.config import MethodConfig, override
+from steepest.lab.errors import UserError, unknown
+from steepest.lab.memory.step import planned, step_of_steepest, step_of_torch
+from steepest.routing import named_roles
+from steepest.rules import Rule, by_name
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
+# (bytes, name) of the binary unit and of the decimal one beside it.
+UNITS = (((2**30, "GiB"), (10**9, "GB")), ((2**20, "MiB"), (10**6, "MB")), ((2**10, "KiB"), (10**3, "kB")))
+
+# Steps of the run that is planned; soft rules are hard in the one that is traced.
+_STEPS = 1000
+# Parts of a model that can have rules of their own; the first is the rule that the optimizer is made with.
+_PARTS = ("hidden", "embeddings", "head", "vectors", "rest")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What one method takes, in bytes of one process.
+
+    Attributes:
+        name: as it was asked for.
+        label: how tables and figures call it.
+        state: optimizer state by role of the parameters, exact.
+        step: estimate of what a step allocates beside it, for a while; None where it cannot be traced.
+        note: what qualifies the row; "" for nothing.
+    """
+
+    name: str
+    label: str
+    state: dict[str, int]
+    step: int | None
+    note: str = ""
+
+    @property
+    def total(self) -> int:
+        """Bytes of the state."""
+        return sum(self.state.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A model and the methods on it, in bytes of one process.
+
+    Attributes:
+        model: its name, with what was changed.
+        parameters: number of elements of the whole model; tied weights count once.
+        tensors: number of different parameters.
+        dtypes: names of `DTYPES` by "weights", "gradients" and "states".
+        shards: number of processes that share everything evenly.
+        weights: bytes by role.
+        gradients: bytes by role.
+        methods: in the order asked for.
+    """
+
+    model: str
+    parameters: int
+    tensors: int
+    dtypes: dict[str, str]
+    shards: int
+    weights: dict[str, int]
+    gradients: dict[str, int]
+    methods: tuple[Usage, ...]
+
+    @property
+    def fixed(self) -> int:
+        """Bytes of weights and gradients."""
+        return sum(self.weights.values()) + sum(self.gradients.values())
+
+    @property
+    def roles(self) -> list[str]:
+        """The roles of the parameters, in the order of all figures."""
+        from steepest.lab.series import roles_in_order
+
+        return roles_in_order({"weights": {role: float(size) for role, size in self.weights.items()}})
+
+    @property
+    def units(self) -> tuple[tuple[int, str], tuple[int, str]]:
+        """The pair of `UNITS` in which the largest sum reads well."""
+        largest = self.fixed + max((usage.total for usage in self.methods), default=0)
+        return next((pair for pair in UNITS if largest >= pair[0][0]), UNITS[-1])
+
+
+def count(
+    model: str,
+    names: Sequence[str],
+    *,
+    changes: Sequence[str] = (),
+    vocabulary: int | None = None,
+    dtype: str = "fp32",
+    shards: int = 1,
+) -> Report:
+    """Count what a model takes under each method; nothing is allocated.
+
+    Args:
+        model: a preset of `lab.models`, or the path of a Hugging Face config (a file, or a folder with config.json).
+        names: methods of `steepest optimizers`, or hybrids such as "hidden=sinkgd+rest=sage"; see `hybrid`.
+        changes: "key=value" for keys of the Hugging Face config.
+        vocabulary: number of tokens in place of the model's.
+        dtype: of weights, gradients and states: one of `DTYPES`, or three with commas.
+        shards: number of processes. Every tensor is cut along its first axis as `fully_shard` does, and the numbers are
+            those of the first process, whose pieces are the largest. Step counters, and buffers that a rule needs
+            whole, are on every process.
+
+    Raises:
+        UserError: an unknown model, method, key or dtype (with the closest names), or a value that does not fit.
+    """
+    if shards < 1:
+        raise UserError(f"shards must be at least 1, got {shards}.")
+    if not names:
+        raise UserError("no method: name some, for example adamw,lion,muon.")
+    dtypes = _dtypes(dtype)
+    for name in names:
+        if "=" in name:
+            hybrid(name)
+        else:
+            methods.find(name)
+    network = meta_model(model, changes, vocabulary).to(torch_dtype(dtypes["weights"]))
+    try:
+        roles = {parameter: role.kind for _, parameter, role in named_roles(network)}
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    weights: Counter[str] = Counter()
+    gradients: Counter[str] = Counter()
+    for parameter, kind in roles.items():
+        here = _held(parameter.shape, shards)
+        weights[kind] += here * parameter.element_size()
+        gradients[kind] += here * torch_dtype(dtypes["gradients"]).itemsize
+    name = model if models.ALIASES.get(model, model) in models.PRESETS else Path(model).resolve().name
+    changed = [*changes, *([] if vocabulary is None else [f"vocabulary={vocabulary}"])]
+    return Report(
+        model=f"{name} ({', '.join(changed)})" if changed else name,
+        parameters=sum(parameter.numel() for parameter in roles),
+        tensors=len(roles),
+        dtypes=dtypes,
+        shards=shards,
+        weights=dict(weights),
+        gradients=dict(gradients),
+        methods=tuple(_usage(name, network, roles, dtypes, shards) for name in names),
+    )
+
+
+def meta_model(model: str, changes: Sequence[str] = (), vocabulary: int | None = None) -> nn.Module:
+    """Build a model on the meta device; arguments and errors are those of `count`."""
+    base = models.inline(model)
+    values = override({}, changes) | ({} if vocabulary is None else {"vocab_size": vocabulary})
+    plain = models.configuration(base)
+    for key in values:
+        if not hasattr(plain, key):
+            raise unknown(f"key of model {model!r}", key, plain.to_dict())
+    try:
+        return models.build({**({"preset": base} if isinstance(base, str) else base), **values}, device="meta")
+    except UserError:
+        raise
+    except Exception as error:  # whatever transformers makes of numbers that do not fit each other
+        given = f" with {values}" if values else ""
+        raise UserError(f"transformers cannot build {model!r}{given}: {' '.join(str(error).split())[:160]}") from error
+
+
+def hybrid(text: str) -> tuple[Rule, dict[str, Rule]]:
+    """Read rules by part of a model: "hidden=sinkgd+embeddings=sage+vectors=lion".
+
+    The parts are "hidden" (the rule that the optimizer is made with) and the routing keywords of `steepest.Steepest`:
+    "embeddings", "head", "vectors" and "rest". A rule is a name such as "lion_muon", with its defaults.
+
+    Returns:
+        The rule, and the others by keyword.
+    """
+    parts: dict[str, Rule] = {}
+    for word in text.split("+"):
+        part, _, name = (piece.strip() for piece in word.partition("="))
+        if part not in _PARTS:
+            raise unknown(f"part of a model in {text!r}", part, _PARTS)
+        try:
+            parts[part] = by_name(name)()
+        except ValueError as error:
+            raise UserError(f"{text!r}: {error}") from None
+    if "hidden" not in parts:
+        raise UserError(f"{text!r} has no rule of the hidden matrices: begin with it, as in hidden=sinkgd+{text}.")
+    return parts.pop("hidden"), parts
+
+
+def _dtypes(text: str) -> dict[str, str]:
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if word not in DTYPES:
+            raise unknown("dtype", word, DTYPES)
+    if len(words) not in (1, 3):
+        raise UserError(f"a dtype is one word, or three (weights,gradients,states), got {text!r}.")
+    if "int8" in words[:2] or words == ["int8"]:
+        raise UserError(f"int8 is for states only, as in fp32,fp32,int8; got {text!r}.")
+    return dict(zip(("weights", "gradients", "states"), words * (3 // len(words)), strict=True))
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype of a name of `DTYPES`."""
+    return cast("torch.dtype", getattr(torch, DTYPES[name]))
+
+
+def _held(shape: Sequence[int], shards: int) -> int:
+    """Elements of a tensor that the first process holds."""
+    return -(-shape[0] // shards) * math.prod(shape[1:]) if shape else 1
+
+
+def _usage(
+    name: str, network: nn.Module, roles: Mapping[nn.Parameter, str], dtypes: Mapping[str, str], shards: int
+) -> Usage:
+    try:
+        if "=" in name:
+            rule, routing = hybrid(name)
+            optimizer: torch.optim.Optimizer = steepest.Steepest(network, rule, **cast("dict[str, Any]", routing))
+        else:
+            optimizer = methods.build(MethodConfig(name=name), network, _STEPS)
+        note = ""
+        if isinstance(optimizer, steepest.Steepest):
+            own = dtypes["states"] == dtypes["weights"]
+            optimizer = planned(optimizer, None if own else DTYPES[dtypes["states"]])
+            step = step_of_steepest(optimizer)
+        else:
+            step = step_of_torch(optimizer)
+            if dtypes["states"] != dtypes["weights"]:
+                note = f"torch's own: its state has the dtype of the weights ({dtypes['weights']})"
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{name}: {error}" if "=" in name else str(error)) from error
+    finally:
+        for parameter in roles:
+            parameter.grad = None
+    label = name if "=" in name else methods.find(name).label
+    return Usage(name=name, label=label, state=_state(optimizer, roles, shards), step=step, note=note)
+
+
+def _state(optimizer: torch.optim.Optimizer, roles: Mapping[nn.Parameter, str], shards: int) -> dict[str, int]:
+    """Bytes of all distinct storages in the state, by role."""
+    table, seen = dict.fromkeys(roles.values(), 0), set()
+    for group in optimizer.param_groups:
+        whole = by_name(group["rule"]).whole if isinstance(optimizer, steepest.Steepest) else ()
+        for parameter in group["params"]:
+            for key, value in optimizer.state[parameter].items():
+                for tensor in tree_leaves(value):
+                    if not isinstance(tensor, Tensor) or tensor.untyped_storage()._cdata in seen:
+                        continue
+                    seen.add(tensor.untyped_storage()._cdata)
+                    size = tensor.untyped_storage().nbytes()
+                    if tensor.shape == parameter.shape and key not in whole and tensor.numel():
+                        size = size * _held(tensor.shape, shards) // tensor.numel()
+                    table[roles[parameter]] += size
+    return table

@@ -1,0 +1,33 @@
+"""Studies that repeat what a paper reports, small enough for two cores: `steepest reproduce`.
+
+Each module listed in `MODULES` has a record `STUDY` (a `base.Study`). To read: `base` (what a study is and what its
+numbers mean), `execution` (cells, workers, going on after a stop), `output` (table, sentences, files), `drawing`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+from steepest.lab.errors import unknown
+from steepest.lab.reproductions.base import Study
+
+# Name of the study -> module beside this file.
+MODULES = {
+    "softsign-unigram": "softsign_unigram",
+    "softsign-smoothness": "softsign_smoothness",
+    "softsign-imbalance": "softsign_imbalance",
+    "softsign-imbalance-fashion": "softsign_imbalance_fashion",
+    "softsign-language": "softsign_language",
+}
+
+
+def find(name: str) -> Study:
+    """The study of a name.
+
+    Raises:
+        UserError: there is none; the message lists the names.
+    """
+    if name not in MODULES:
+        raise unknown("study", name, MODULES)
+    return cast("Study", importlib.import_module(f"{__name__}.{MODULES[name]}").STUDY)
