@@ -115,6 +115,7 @@ def test_findings_tell_temperature_from_truncation() -> None:
     assert f"its temperature adds {MINUS}0.0152" in text
     assert text.count("(better)") == 4 + 2  # soft maps in four cases, told again for Muon's two
     assert "same weights" in text
+    assert "no arm ends further than 0.0203 nats from its parent" in text
 
 
 def test_findings_notice_runs_that_are_not_paired() -> None:

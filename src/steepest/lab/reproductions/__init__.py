@@ -19,6 +19,8 @@ MODULES = {
     "softsign-imbalance": "softsign_imbalance",
     "softsign-imbalance-fashion": "softsign_imbalance_fashion",
     "softsign-language": "softsign_language",
+    "sage-embedding-dilemma": "sage_embedding_dilemma",
+    "lasm-ablation": "lasm_ablation",
 }
 
 
