@@ -156,6 +156,7 @@ class Study:
         references: published or otherwise known numbers, (case, arm) -> {measure key: number}.
         reference_source: whose they are, as a table's column title.
         reference_note: a sentence on where they come from.
+        reference_seeds: of how many seeds each is the mean; 0 for an exact number.
         findings: further sentences, computed from the results.
         figures: file name -> (caption, function that draws into a figure).
         prepare: called once before any cell, for data that workers must not fetch twice.
@@ -181,6 +182,7 @@ class Study:
     references: Mapping[tuple[str, str], Mapping[str, float]] = field(default_factory=dict)
     reference_source: str = "Reference"
     reference_note: str = ""
+    reference_seeds: int = 0
     findings: Callable[[Results], list[str]] = lambda results: []
     figures: Mapping[str, tuple[str, Callable[[Figure, Results], None]]] = field(default_factory=dict)
     prepare: Callable[[Settings], None] = lambda settings: None
@@ -273,6 +275,14 @@ class Results:
     def reference(self, case: Case, arm: Arm, measure: Measure) -> float | None:
         """The known number to show beside ours; None if there is none."""
         return self.study.references.get((case.name, arm.name), {}).get(measure.key)
+
+    def reference_interval(self, case: Case, arm: Arm, measure: Measure) -> tuple[float, float]:
+        """Where 95 % of such reference numbers lie if they are of the law of ours; theirs are means of few seeds."""
+        s = summarize(list(self._scaled(case, arm, measure).values()))
+        theirs = self.study.reference_seeds
+        half = (s.high - s.mean) * math.sqrt(1.0 + (s.n / theirs if theirs else 0.0))
+        low, high = s.mean - half, s.mean + half
+        return (math.exp(low), math.exp(high)) if measure.geometric else (low, high)
 
     def _scaled(self, case: Case, arm: Arm, measure: Measure) -> dict[int, float]:
         values = self.values(case, arm, measure.key)

@@ -176,9 +176,10 @@ def _against_references(results: Results) -> list[str]:
                 number, ours = results.reference(case, arm, measure), results.summary(case, arm, measure)
                 if number is None:
                     continue
+                low, high = results.reference_interval(case, arm, measure)
                 if abs(ours.mean - number) <= measure.tolerance * abs(number):
                     close += 1
-                elif ours.low <= number <= ours.high:
+                elif low <= number <= high:
                     inside += 1
                 else:
                     outside.append(
@@ -187,7 +188,7 @@ def _against_references(results: Results) -> list[str]:
         if measure.tolerance and close + inside + len(outside):
             total, label = close + inside + len(outside), measure.label[:1].upper() + measure.label[1:]
             parts = [f"{label}: {close} of {total} reference numbers met within {measure.tolerance:.0%}"]
-            parts += [f"{inside} more inside our 95% interval"] if inside else []
+            parts += [f"{inside} more inside the 95% interval of the scatter over seeds"] if inside else []
             parts += [f"outside of both: {', '.join(outside)}"] if outside else []
             found.append(f"{'; '.join(parts)}.")
     return found

@@ -158,6 +158,7 @@ STUDY = Study(
         ("v1000", "soft-0.3"): {"euclidean_last": 9.0e-2},
     },
     reference_source="Script",
+    reference_seeds=1,
     reference_note='The columns "Script" are from one run of an independent script written before this library; they '
     "are not from the paper.",
     findings=_findings,

@@ -289,6 +289,7 @@ STUDY = Study(
     quick_seeds=3,
     references=_references(),
     reference_source="Script",
+    reference_seeds=8,
     reference_note='The columns "Script" are from an independent script with the same setting and 8 seeds, written '
     "before this library; they are not from the paper. Sign dynamics are chaotic, so both scatter over seeds.",
     findings=_findings,
