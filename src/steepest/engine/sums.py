@@ -26,10 +26,7 @@ def run(bucket: Bucket, phase: Phase, members: Sequence[Member]) -> None:
     for member, sums in zip(members, _column_sums(rule.axis, members), strict=True):
         mean = sums * (sums.numel() / member.param.numel())
         reduced = rule.reduced(mean, {name: member.state[name] for name in rule.whole}, numbers)
-        slices = sharding.local_slices(member.param)
-        vectors = {
-            name: _like_columns(vector, member.param.shape, rule.axis, slices) for name, vector in reduced.items()
-        }
+        vectors = {name: _like_columns(vector, member.param, rule.axis) for name, vector in reduced.items()}
         _step(body, member, vectors, numbers)
 
 
@@ -52,16 +49,14 @@ def _step(body: Body, member: Member, vectors: dict[str, Tensor], numbers: dict[
     """The element-wise part, in pieces of rows; a vector broadcasts over the rows or, with as many axes, is cut too."""
     own = [name for name in body.rule.buffers if name not in body.rule.whole]
     tensors = [sharding.local(t) for t in (member.param, member.gradient(), *(member.state[n] for n in own))]
-    if not tensors[0].numel():
+    first = tensors[0]
+    if not first.numel():
         return
-    count = (
-        1
-        if tensors[0].ndim == 0 or body.rule.backend == "single"
-        else -(-tensors[0].shape[0] // _piece_rows(tensors[0]))
-    )
+    whole = first.ndim == 0 or body.rule.backend == "single"
+    count = 1 if whole else -(-first.shape[0] // _piece_rows(first))
 
     def pieces(t: Tensor) -> Sequence[Tensor]:
-        return [t] * count if t.ndim < tensors[0].ndim or count == 1 else t.tensor_split(count)
+        return [t] * count if t.ndim < first.ndim or count == 1 else t.tensor_split(count)
 
     columns = [pieces(t) for t in (*tensors, *vectors.values())]
     for param, grad, *rest in zip(*columns, strict=True):
@@ -87,7 +82,7 @@ def _column_slices(slices: tuple[slice, ...], axis: int) -> tuple[slice, ...]:
     return slices[1:] if axis == 0 else slices[:1]
 
 
-def _like_columns(vector: Tensor, shape: torch.Size, axis: int, slices: tuple[slice, ...]) -> Tensor:
-    """One number per column as a tensor that broadcasts over the local shard."""
-    local = vector.view(_column_shape(shape, axis))[_column_slices(slices, axis)]
-    return local.unsqueeze(-1) if len(shape) > 1 and axis == 1 else local
+def _like_columns(vector: Tensor, param: Tensor, axis: int) -> Tensor:
+    """One number per column as a tensor that broadcasts over the local shard of a parameter."""
+    local = vector.view(_column_shape(param.shape, axis))[_column_slices(sharding.local_slices(param), axis)]
+    return local.unsqueeze(-1) if param.ndim > 1 and axis == 1 else local
