@@ -162,7 +162,8 @@ CANDIDATES = [
         for phase, o in (("sign phase", {}), ("soft phase, p = 0.05", EARLY), ("soft phase, p = 0.5", SOFT))
     ],
     Candidate("steepest SoftSignum, fit and step (foreach)", "elementwise", _steepest("SoftSignum", **FITTING)),
-    Candidate("steepest LASM", "elementwise", _steepest("LASM")),
+    Candidate("steepest LASM (foreach)", "elementwise", _steepest("LASM", backend="foreach")),
+    Candidate("steepest LASM (compile)", "elementwise", _steepest("LASM", backend="compile")),
     Candidate("steepest Lion, bf16 momentum", "elementwise", _steepest("Lion", state_dtype="bfloat16")),
     Candidate("pytorch-optimizer SignSGD (loop)", "elementwise", _other("pytorch_optimizer", "SignSGD", foreach=False)),
     Candidate("pytorch-optimizer Lion (loop)", "elementwise", _other("pytorch_optimizer", "Lion", foreach=False)),

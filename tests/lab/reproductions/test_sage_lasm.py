@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from steepest import rules
+from steepest.lab import models
+from steepest.lab.data import Pack
+from steepest.lab.reproductions import lasm_ablation, sage_embedding_dilemma
+from steepest.lab.reproductions.base import Arm, Cell, Results, Study
+from steepest.lab.reproductions.execution import carry_out, plan
+from steepest.lab.reproductions.output import write
+from steepest.lab.reproductions.sage_embedding_dilemma import bucket_of_token, evaluate, open_data, train, tune
+from steepest.lab.wording import MINUS
+
+SAGE, LASM = sage_embedding_dilemma.STUDY, lasm_ablation.STUDY
+
+
+@pytest.fixture(autouse=True)
+def _folders(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEEPEST_CACHE", str(cache))
+    (tmp_path / "tuning").mkdir()
+    monkeypatch.setenv("STEEPEST_TUNING_FOLDER", str(tmp_path / "tuning"))
+
+
+def settings(study: Study, arm: str, **changes: Any) -> dict[str, Any]:
+    values = {key: setting.value for key, setting in study.settings.items()} | dict(study.quick)
+    return {**values, **study.arm(arm).settings, **changes}
+
+
+def quietly(fraction: float) -> None:
+    pass
+
+
+def grid(study: Study, arm: Arm) -> list[float]:
+    rates: list[float] = arm.settings.get("grid") or study.settings["grid"].value
+    return rates
+
+
+def short(study: Study) -> Study:
+    """Fewer steps and two rates for each arm."""
+    arms = tuple(
+        dataclasses.replace(arm, settings={**arm.settings, "grid": grid(study, arm)[:2]}) for arm in study.arms
+    )
+    return dataclasses.replace(study, arms=arms, quick={**study.quick, "steps": 12})
+
+
+@pytest.fixture(scope="module")
+def done() -> dict[str, Results]:
+    return {}
+
+
+def results_of(study: Study, done: dict[str, Results], folder: Path) -> Results:
+    if study.name not in done:
+        results = carry_out(plan(short(study), quick=True), folder)
+        assert results is not None
+        done[study.name] = results
+    return done[study.name]
+
+
+@pytest.mark.parametrize("study", [SAGE, LASM], ids=lambda study: study.name)
+def test_a_short_study_from_tuning_to_files(study: Study, done: dict[str, Results], tmp_path: Path) -> None:
+    results = results_of(study, done, tmp_path)
+    written = {path.name for path in write(results, tmp_path)}
+    assert {"result.json", "README.md", *(f"{name}.svg" for name in study.figures)} <= written
+    content = json.loads((tmp_path / "result.json").read_text())
+    assert any("same weights" in sentence for sentence in content["sentences"])
+    case = study.cases[0].name
+    for seed in results.seeds:
+        cells = [results.cells[case, arm.name, seed] for arm in study.arms]
+        assert len({(cell.numbers["weights"], cell.numbers["data"]) for cell in cells}) == 1
+        # Nobody got more trials than the others.
+        assert {len(cell.series["trials"]) for cell in cells} == {2}
+        assert all(2.0 < (cell.numbers["loss"] or 0.0) < 7.0 for cell in cells)
+    weights = {results.cells[case, study.baseline, seed].numbers["weights"] for seed in results.seeds}
+    assert len(weights) == len(results.seeds)
+
+
+@pytest.mark.parametrize("study", [SAGE, LASM], ids=lambda study: study.name)
+def test_every_arm_is_tuned_over_as_many_rates(study: Study) -> None:
+    grids = [grid(study, arm) for arm in study.arms]
+    assert len({len(rates) for rates in grids}) == 1
+    assert all(b == 2 * a for rates in grids for a, b in itertools.pairwise(rates))
+
+
+def test_the_damper_stays_within_its_bounds(done: dict[str, Results], tmp_path: Path) -> None:
+    results = results_of(SAGE, done, tmp_path)
+    case = SAGE.cases[0]
+    arms = [arm for arm in SAGE.arms if arm.settings["rule"] == "sage"]
+    assert len(arms) == 5
+    for arm in arms:
+        least, mean, most, damped, closing = (
+            results.series(case, arm, key) for key in ("H min", "H mean", "H max", "damped", "closing")
+        )
+        width = closing.shape[1]
+        assert width == 16
+        assert least.min() >= 1 / math.sqrt(width) - 1e-3  # eps = 1e-8 lowers it a little
+        assert ((least <= mean) & (mean <= most)).all()
+        assert most.max() <= 1.0
+        # At least one column is damped and at least one is not damped by its average.
+        assert (damped > 0).all()
+        assert (least < 1).all()
+        assert closing.min() >= 1 / math.sqrt(width) - 1e-3
+    # A column with larger gradients is damped more.
+    assert np.mean(list(results.values(case, SAGE.arm("sage"), "correlation").values())) < -0.3
+
+
+def test_measured_state_is_what_is_predicted(done: dict[str, Results], tmp_path: Path) -> None:
+    results = results_of(SAGE, done, tmp_path)
+    state = {arm.name: results.values(SAGE.cases[0], arm, "state")[0] for arm in SAGE.arms}
+    assert state == {arm.name: results.values(SAGE.cases[0], arm, "predicted")[0] for arm in SAGE.arms}
+    size = 257 * 16 * 4 / 1e3  # 256 bytes and the end of a text
+    assert state["sage"] - state["lion"] == pytest.approx(16 * 4 / 1e3)  # one number a column
+    assert state["adamw"] - state["lion"] == pytest.approx(size)
+    assert state["lion"] - state["sinkgd-pure"] == pytest.approx(size)
+    assert state["sinkgd-momentum"] == state["lion"]
+
+
+def test_only_the_embedding_differs_between_hybrids() -> None:
+    model = models.build("tiny", 64, 0)
+    rows: dict[str, list[Any]] = {}
+    for arm in SAGE.arms:
+        method = sage_embedding_dilemma.optimizer(model, settings(SAGE, arm.name), 1e-3)
+        if arm.settings["hidden"] == "sinkgd":
+            rows[arm.name] = [row for row in method.rows() if row["role"] != "embedding"]
+        if arm.settings["hidden"] != "same":  # one dense step for all
+            hidden = [row["rms_step"] for row in method.rows() if row["role"] in ("attention", "mlp")]
+            full = 0.75 if arm.settings["hidden"] == "lionmuon" else 1.0  # its sign steps have half of it
+            assert hidden == pytest.approx([4e-3 * full] * len(hidden), rel=0.06)
+    assert len(rows) == 7
+    assert all(others == rows["adamw"] for others in rows.values())
+
+
+def test_buckets_are_by_frequency_and_their_losses_make_the_loss(pack: Pack) -> None:
+    values = settings(SAGE, "sage")
+    buckets, counts = bucket_of_token(pack), np.bincount(pack.tokens("train"), minlength=pack.vocabulary_size)
+    assert counts[buckets == 0].min() >= counts[buckets == 1].max() >= counts[buckets == 2].max()
+    shares = [counts[buckets == i].sum() / counts.sum() for i in range(3)]
+    assert 0.5 <= shares[0] < 0.6
+    assert 0.9 <= shares[0] + shares[1] < 0.96
+    model = models.build(values["model"], pack.vocabulary_size, 0)
+    losses = evaluate(model, open_data(values), values)
+    assert min(losses["head"], losses["middle"], losses["tail"]) < losses["loss"]
+    assert losses["loss"] < max(losses["head"], losses["middle"], losses["tail"])
+
+
+def test_an_arm_is_tuned_once_for_all_its_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[float, int]] = []
+
+    def fake(values: Any, seed: int, report: Any, build: Any, watch: Any = None) -> dict[str, Any]:
+        model = models.build("tiny", 64, 0)
+        lr = max(group["lr"] for group in build(model).param_groups)
+        asked.append((lr, seed))
+        return {"loss": abs(lr - 2e-3)}
+
+    monkeypatch.setattr(lasm_ablation, "train", fake)
+    values = settings(LASM, "signum", grid=[1e-3, 2e-3, 4e-3])
+    for seed in (0, 1):
+        assert lasm_ablation.run(values, seed, quietly)["rate"] == 2e-3
+    assert asked == [(1e-3, 10_000), (2e-3, 10_000), (4e-3, 10_000), (2e-3, 0), (2e-3, 1)]
+    assert tune(values, lambda lr: math.nan)[2] == pytest.approx([1e-3, 0.0, 2e-3])  # not asked again
+    assert tune({**values, "steps": 1}, lambda lr: math.nan)[:2] == (1e-3, True)  # every rate diverged
+
+
+def test_a_run_that_diverges_has_no_loss() -> None:
+    values = settings(SAGE, "lion-full", steps=20)
+    numbers = train(values, 0, quietly, lambda model: sage_embedding_dilemma.optimizer(model, values, 30.0))
+    assert math.isnan(numbers["loss"])  # type: ignore[arg-type]
+
+
+# LASM
+
+
+def descend(arm: str, scale: float, steps: int = 8) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Weights before and after some steps on random gradients of a scale."""
+    model = models.build("tiny", 64, 0).double()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    method = lasm_ablation.optimizer(model, settings(LASM, arm), 1e-2)
+    random = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        for parameter in model.parameters():
+            parameter.grad = scale * torch.randn(parameter.shape, generator=random, dtype=torch.float64)
+        method.step()
+    return before, [parameter.detach() for parameter in model.parameters()]
+
+
+def test_with_tiny_gradients_lasm_is_the_control_arm() -> None:
+    before, lasm = descend("lasm", 1e-12)
+    _, control = descend("control", 1e-12)
+    for a, b in zip(lasm, control, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    moved = [float((b - a).abs().max()) for a, b in zip(before, lasm, strict=True)]
+    assert min(moved) > 1e-3
+    # With large ones it is not, nor is it without factors.
+    _, large = descend("lasm", 1.0)
+    assert any(not torch.allclose(a, b, atol=1e-4) for a, b in zip(large, control, strict=True))
+    _, plain = descend("signum", 1e-12)
+    assert any(not torch.allclose(a, b, atol=1e-4) for a, b in zip(plain, control, strict=True))
+
+
+def test_the_control_arm_has_the_rates_and_decays_of_lasm() -> None:
+    model = models.build("tiny", 64, 0)
+    groups = lasm_ablation.optimizer(model, settings(LASM, "control"), 1e-2).param_groups
+    of_name = {group["param_names"][0]: group for group in groups}
+    expected = {
+        "model.embed_tokens.weight": 0.5,
+        "model.layers.0.self_attn.q_proj.weight": 1.5,
+        "model.layers.1.mlp.down_proj.weight": 1.0,
+    }
+    for name, factor in expected.items():
+        assert of_name[name]["lr"] == pytest.approx(1e-2 * factor)
+        assert of_name[name]["lr"] * of_name[name]["weight_decay"] == pytest.approx(1e-3)
+    assert of_name["model.norm.weight"]["weight_decay"] == 0.0
+    assert of_name["model.norm.weight"]["lr"] == 1e-2
+
+
+def test_the_damping_needs_large_gradients(done: dict[str, Results], tmp_path: Path) -> None:
+    results = results_of(LASM, done, tmp_path)
+    mean = {arm.name: results.values(LASM.cases[0], arm, "mean damping")[0] for arm in LASM.arms}
+    assert all(math.isnan(mean[name]) for name in ("control", "signum", "lion", "adamw"))
+    assert 0.9 < mean["lasm"] <= 1.0
+    assert mean["lasm-scaled"] < 0.5
+    assert mean["lasm-unclipped"] <= mean["lasm"] + 1e-3
+
+
+def test_damping_is_that_of_the_state() -> None:
+    model = models.build("tiny", 64, 0)
+    method = lasm_ablation.optimizer(model, settings(LASM, "lasm"), 1e-3)
+    damping = lasm_ablation.Damping(steps=3)
+    observe = damping.watch(model, method)
+    for step in range(3):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 2.0)
+        observe(step)
+        method.step()
+    # V = 0.05 x 2^2 after the first step.
+    assert damping.series["damping"][0] == pytest.approx(1 / (1 + math.sqrt(0.2)), rel=1e-6)
+    assert damping.series["step"] == [1, 2]
+    assert isinstance(method.param_groups[0]["lr"], float)
+    assert rules.LASM().factor == 1.0
+
+
+# Sentences
+
+
+def fake(study: Study, loss: dict[str, float], **numbers: Any) -> Results:
+    """Four seeds; `loss[arm]` is added to the loss of an arm, with a little noise."""
+    cells = {}
+    for place, arm in enumerate(study.arms):
+        for seed in range(4):
+            noise = 1e-3 * (place + 1) * (-1) ** seed
+            value = 2.0 + 0.1 * seed + loss.get(arm.name, 0.0) * (1 + 0.01 * seed) + noise
+            found = {
+                "loss": value, "head": value, "middle": value, "tail": value, "state": 1.0, "predicted": 1.0,
+                "weights": float(seed), "data": 7.0, "rate": 1e-3, "edge": 0.0, "share": 0.4, "parameters": 1e5,
+                "H": 0.9, "share damped": 0.4, "correlation": -0.8, "lowest": 0.5,
+                **({"mean damping": 0.999, "least damping": 0.9} if arm.name == "lasm" else {}),
+                **(numbers if arm.name == study.arms[1].name else {}),
+            }  # fmt: skip
+            series: dict[str, list[float | None]] = {"trials": [1.0, 2.0], "grid": [1.0, 2.0], "closing": [1.0] * 16}
+            cells[study.cases[0].name, arm.name, seed] = Cell(
+                study.cases[0].name, arm.name, seed, {}, found, series, 0.0, "", {}
+            )
+    return Results(study, study.settings, study.cases, tuple(range(4)), cells)
+
+
+def test_findings_of_sage_say_who_is_decided_against_whom() -> None:
+    text = " ".join(SAGE.findings(fake(SAGE, {"sage": -0.05, "sinkgd-pure": 0.5, "sinkgd-momentum": -0.1})))
+    assert f"SAGE minus AdamW {MINUS}0.05" in text
+    assert "Mom. + Sinkhorn minus SAGE" in text
+    assert "(better)" in text
+    assert "Nothing is decided" not in text
+    assert "to the byte" in text
+    assert "Nothing is decided" in " ".join(SAGE.findings(fake(SAGE, {"sage": 1e-6})))
+    assert SAGE.findings(fake(SAGE, {}, weights=99.0))[0].startswith("NOT PAIRED")
+    assert "differs from steepest.state_bytes" in " ".join(SAGE.findings(fake(SAGE, {}, state=2.0)))
+    assert "On the edge of its grid" in " ".join(SAGE.findings(fake(SAGE, {}, edge=1.0)))
+
+
+def test_findings_of_lasm_judge_the_damping() -> None:
+    text = " ".join(LASM.findings(fake(LASM, {"lasm-no-roles": 0.1})))
+    assert "at least 0.99" in text
+    assert "LASM minus Signum with factors" in text
+    assert "LASM without factors +0.1" in text
+    below = " ".join(LASM.findings(fake(LASM, {}, **{"mean damping": 0.9})))
+    assert "below the 0.99" in below
