@@ -30,10 +30,16 @@ class Relaxation:
 
 
 def _tanh(y: Any) -> Any:
-    if slow_tanh(y.device):
-        # Beyond 40 it is 1 in every dtype, and the logistic function takes four times as long from 88 on.
-        return y.mul(2.0).clamp_(-40.0, 40.0).sigmoid_().mul_(2.0).sub_(1.0)
-    return y.tanh()
+    return _tanh_of_half(y.mul(2.0)) if slow_tanh(y.device) else y.tanh()
+
+
+def _tanh_of_half(y: Any) -> Any:
+    """tanh(y / 2) through the logistic function, in place."""
+    # Beyond 40 it is 1 in every dtype, and the logistic function takes four times as long from 88 on.
+    y.clamp_(-40.0, 40.0).sigmoid_()
+    if isinstance(y, Tensor):  # one pass in place of two
+        return torch.add(y.new_full((), -1.0), y, alpha=2.0, out=y)
+    return y.mul_(2.0).sub_(1.0)
 
 
 def _algebraic(y: Any) -> Any:
@@ -97,6 +103,8 @@ def soft_sign(x: Tensor, temperature: float | Tensor, relaxation: str = "tanh") 
         check_temperature(temperature)
         if temperature == math.inf:
             return sign(x)
+    if relaxation == "tanh" and slow_tanh(x.device):
+        return _tanh_of_half(x * (2.0 * temperature))  # type: ignore[no-any-return]
     return RELAXATIONS[relaxation].map(x * temperature)  # type: ignore[no-any-return]
 
 

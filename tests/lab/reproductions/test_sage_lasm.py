@@ -166,8 +166,19 @@ def test_an_arm_is_tuned_once_for_all_its_seeds(monkeypatch: pytest.MonkeyPatch)
     for seed in (0, 1):
         assert lasm_ablation.run(values, seed, quietly)["rate"] == 2e-3
     assert asked == [(1e-3, 10_000), (2e-3, 10_000), (4e-3, 10_000), (2e-3, 0), (2e-3, 1)]
+    del values["rate_of"]
     assert tune(values, lambda lr: math.nan)[2] == pytest.approx([1e-3, 0.0, 2e-3])  # not asked again
     assert tune({**values, "steps": 1}, lambda lr: math.nan)[:2] == (1e-3, True)  # every rate diverged
+
+
+def test_the_second_control_has_the_rate_of_lasm(done: dict[str, Results], tmp_path: Path) -> None:
+    results = results_of(LASM, done, tmp_path)
+    lasm, control = (results.cells["language", name, 0] for name in ("lasm", "control-same-rate"))
+    assert (control.numbers["rate"], control.series["trials"]) == (lasm.numbers["rate"], lasm.series["trials"])
+    assert control.numbers["loss"] != lasm.numbers["loss"]
+    # Its optimizer is that of the control arm.
+    assert control.settings["rule"] == "signum"
+    assert control.settings["factors"]
 
 
 def test_a_run_that_diverges_has_no_loss() -> None:
@@ -225,7 +236,7 @@ def test_the_control_arm_has_the_rates_and_decays_of_lasm() -> None:
 def test_the_damping_needs_large_gradients(done: dict[str, Results], tmp_path: Path) -> None:
     results = results_of(LASM, done, tmp_path)
     mean = {arm.name: results.values(LASM.cases[0], arm, "mean damping")[0] for arm in LASM.arms}
-    assert all(math.isnan(mean[name]) for name in ("control", "signum", "lion", "adamw"))
+    assert all(math.isnan(mean[name]) for name in ("control", "control-same-rate", "signum", "lion", "adamw"))
     assert 0.9 < mean["lasm"] <= 1.0
     assert mean["lasm-scaled"] < 0.5
     assert mean["lasm-unclipped"] <= mean["lasm"] + 1e-3
@@ -263,7 +274,7 @@ def fake(study: Study, loss: dict[str, float], **numbers: Any) -> Results:
                 "weights": float(seed), "data": 7.0, "rate": 1e-3, "edge": 0.0, "share": 0.4, "parameters": 1e5,
                 "H": 0.9, "share damped": 0.4, "correlation": -0.8, "lowest": 0.5,
                 **({"mean damping": 0.999, "least damping": 0.9} if arm.name == "lasm" else {}),
-                **(numbers if arm.name == study.arms[1].name else {}),
+                **(numbers if arm.name in ('sage', 'lasm') else {}),
             }  # fmt: skip
             series: dict[str, list[float | None]] = {"trials": [1.0, 2.0], "grid": [1.0, 2.0], "closing": [1.0] * 16}
             cells[study.cases[0].name, arm.name, seed] = Cell(
@@ -288,7 +299,7 @@ def test_findings_of_sage_say_who_is_decided_against_whom() -> None:
 def test_findings_of_lasm_judge_the_damping() -> None:
     text = " ".join(LASM.findings(fake(LASM, {"lasm-no-roles": 0.1})))
     assert "at least 0.99" in text
-    assert "LASM minus Signum with factors" in text
-    assert "LASM without factors +0.1" in text
+    assert "LASM minus Signum + factors" in text
+    assert "LASM no factors +0.1" in text
     below = " ".join(LASM.findings(fake(LASM, {}, **{"mean damping": 0.9})))
     assert "below the 0.99" in below

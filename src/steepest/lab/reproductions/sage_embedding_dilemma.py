@@ -172,16 +172,19 @@ def tune(settings: Settings, loss_at: Callable[[float], float]) -> tuple[float, 
     Returns:
         The best rate, whether it lies on the edge of the grid, and the losses of all rates of the grid.
     """
-    file = tuning_folder() / f"{hashlib.sha256(canonical(settings).encode()).hexdigest()[:24]}.json"
-    found = read_json(file)
-    if found is None:
-        losses = [loss_at(lr) for lr in settings["grid"]]
-        found = {"losses": [loss if math.isfinite(loss) else None for loss in losses]}
-        write_json(file, found)
-    grid = settings["grid"]
-    best, edge, _ = choose(grid, dict(zip(grid, found["losses"], strict=True)))
-    losses = [math.nan if loss is None else loss for loss in found["losses"]]
-    return grid[0] if best is None else best, edge, losses
+    grid, arm = settings["grid"], {key: value for key, value in settings.items() if key != "grid"}
+    losses: dict[float, float | None] = {}
+    for lr in grid:
+        file = tuning_folder() / f"{hashlib.sha256(canonical({**arm, 'lr': lr}).encode()).hexdigest()[:24]}.json"
+        trial = read_json(file)
+        if trial is None:
+            loss = loss_at(lr)
+            trial = {"loss": loss if math.isfinite(loss) else None}
+            write_json(file, trial)
+        losses[lr] = trial["loss"]
+    best, edge, _ = choose(grid, losses)
+    told = [math.nan if loss is None else loss for loss in losses.values()]
+    return grid[0] if best is None else best, edge, told
 
 
 def tuning_folder() -> Path:
@@ -489,7 +492,7 @@ def draw_rows(figure: Figure, results: Results, measures: Sequence[Measure]) -> 
     """Means with intervals: a panel per measure, a row per arm."""
     case = results.cases[0]
     arms = results.study.arms_of(case)
-    figure.set_size_inches(2.9 * len(measures) + 1.6, 0.34 * len(arms) + 1.1)
+    figure.set_size_inches(max(2.9 * len(measures) + 1.6, 6.4), 0.34 * len(arms) + 1.1)
     panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
     for ax, measure in zip(panels, measures, strict=True):
         for place, arm in enumerate(arms):
@@ -611,8 +614,8 @@ STUDY = Study(
         "all that differs; the released script moves the hidden matrices 16 to 75 times farther in the arms that SAGE "
         "is compared with. The rate of the embedding is tuned for each arm over as many rates. Two baselines have one "
         "rule for the whole model, and two arms put SAGE's embedding beside other rules for the hidden matrices.\n\n"
-        "Momentum + Sinkhorn keeps one buffer, like SAGE. It is here because of a production report of 2026 that "
-        "prefers it to Adam on embeddings: the dilemma may be missing momentum, not Sinkhorn.\n\n"
+        "Mom. + Sinkhorn (momentum, then Sinkhorn) keeps one buffer, like SAGE. It is here because of a production "
+        "report of 2026 that prefers it to Adam on embeddings: the dilemma may be missing momentum, not Sinkhorn.\n\n"
         "Head, middle and tail are target tokens by their frequency in the training text: the most frequent ones that "
         "make up half of it, the next 40%, and the last 10%."
     ),
@@ -623,7 +626,7 @@ STUDY = Study(
         "The step of the hidden matrices was chosen once, beforehand, for AdamW on the embedding, the baseline.",
         "Only rates are tuned; averages (betas) and decay are those of the released code.",
         "Norm gains take AdamW in every hybrid (0.2% of the parameters); the paper's SAGE takes them itself.",
-        "Momentum + Sinkhorn has 5 rounds, rows first, and a tuned rate; the report's recipe has 11 half-rounds that "
+        "Mom. + Sinkhorn has 5 rounds, rows first, and a tuned rate; the report's recipe has 11 half-rounds that "
         "end with rows, and a floor for small rows.",
         "LionMuon's spectral steps and SoftMuon's have the root mean square of the common dense step; LionMuon's sign "
         "steps have half of it.",
@@ -634,14 +637,14 @@ STUDY = Study(
         _arm("sage", "SAGE", "SAGE-Hybrid as the paper has it: one buffer and a number per column", "sage"),
         _arm(
             "sage-no-instant",
-            "SAGE, one damper",
+            "One-damper SAGE",
             "H from the average alone, as in two of the three released variants",
             "sage",
             options={"instantaneous": False},
         ),
         _arm(
             "sage-released",
-            "SAGE, released",
+            "Released SAGE",
             "the buffer is brought up to date before the direction is read, as in the released main class",
             "sage",
             options={"order": "released"},
@@ -701,8 +704,8 @@ STUDY = Study(
         "weight_decay": Setting(0.01, "the released script; none on hidden matrices and norm gains here"),
     },
     run=run,
-    seeds=5,
-    minutes=9,
+    seeds=3,
+    minutes=7,
     quick={**QUICK},
     references={("zipf", name): {"perplexity": value} for name, value in PUBLISHED_1300M.items()},
     reference_source="SAGE paper, 1.3B, The Pile",
