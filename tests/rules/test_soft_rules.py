@@ -76,7 +76,7 @@ def test_the_soft_maps_were_really_taken(monkeypatch):
     """Else the identity above would show nothing."""
     taken = []
     real = kernels.soft_sign
-    monkeypatch.setattr(kernels, "soft_sign", lambda *args: taken.append(args[1]) or real(*args))
+    monkeypatch.setattr(kernels, "soft_sign", lambda *args, **more: taken.append(args[1]) or real(*args))
     rule = replace(PAIRS["signum"][0], transition=(START, END), temperature_range=(1e30, 1e30))
     trajectory(rule, Problem({"w": (4, 6)}, steps=STEPS))
     assert taken == [1e30] * (STEPS - START - 1)

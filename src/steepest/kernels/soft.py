@@ -34,7 +34,10 @@ def _tanh(y: Any) -> Any:
 
 
 def _tanh_of_half(y: Any) -> Any:
-    """tanh(y / 2) through the logistic function, in place."""
+    """tanh(y / 2) through the logistic function, in place; compiled, through a power of two, which is quicker there."""
+    if torch.compiler.is_compiling():
+        power = y.clamp(-20.0, 20.0).mul(math.log2(math.e)).exp2()
+        return (power - 1.0) / (power + 1.0)
     # Beyond 40 it is 1 in every dtype, and the logistic function takes four times as long from 88 on.
     y.clamp_(-40.0, 40.0).sigmoid_()
     if isinstance(y, Tensor):  # one pass in place of two
@@ -80,19 +83,20 @@ def register(relaxation: Relaxation) -> None:
     RELAXATIONS[relaxation.name] = relaxation
 
 
-def soft_sign(x: Tensor, temperature: float | Tensor, relaxation: str = "tanh") -> Tensor:
+def soft_sign(x: Tensor, temperature: float | Tensor, relaxation: str = "tanh", *, overwrite: bool = False) -> Tensor:
     """Map each element to phi(temperature x): its sign where temperature |x| >> 1, temperature x where it is << 1.
 
     Softsign (Feoktistov et al. 2026, arXiv 2605.31371). On a CPU, tanh is computed through the logistic function, which
     takes a tenth of the time and has an absolute error below 2e-7 in float32.
 
     Args:
-        x: any shape, floating point. Not changed.
+        x: any shape, floating point. Not changed, unless ``overwrite``.
         temperature: > 0; ``math.inf`` is exactly ``sign(x)``. A number, or a finite 0-dim tensor.
         relaxation: a key of ``RELAXATIONS``: "tanh" (the paper), "algebraic" z / sqrt(1 + z^2), or "clip".
+        overwrite: the memory of ``x`` may be used for the result, as for a large tensor that is not needed again.
 
     Returns:
-        A new tensor of the shape and dtype of ``x`` with elements in [-1, 1].
+        A tensor of the shape and dtype of ``x`` with elements in [-1, 1].
 
     Raises:
         ValueError: the relaxation is unknown, or the temperature is a number that is not positive.
@@ -104,7 +108,8 @@ def soft_sign(x: Tensor, temperature: float | Tensor, relaxation: str = "tanh") 
         if temperature == math.inf:
             return sign(x)
     if relaxation == "tanh" and slow_tanh(x.device):
-        return _tanh_of_half(x * (2.0 * temperature))  # type: ignore[no-any-return]
+        twice = 2.0 * temperature
+        return _tanh_of_half(x.mul_(twice) if overwrite else x * twice)  # type: ignore[no-any-return]
     return RELAXATIONS[relaxation].map(x * temperature)  # type: ignore[no-any-return]
 
 

@@ -105,10 +105,11 @@ class SoftSign(Sign):
     """Elements of small size take small steps."""
 
     relaxation: str = "tanh"
+    overwrite: bool = False  # the direction is a new tensor, not a buffer
 
     def __call__(self, x: Tensor, numbers: Numbers) -> Tensor:
         """Return phi(temperature x)."""
-        return kernels.soft_sign(x, numbers["temperature_elements"], self.relaxation)
+        return kernels.soft_sign(x, numbers["temperature_elements"], self.relaxation, overwrite=self.overwrite)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from steepest.rules.geometry import (
     SoftSign,
     TruncatedSoftPolar,
 )
+from steepest.rules.momentum import MomentumRule
 
 SWITCH, TRUNCATED = "switch", "truncated"
 
@@ -194,7 +195,9 @@ class Softened(Rule):
         geometry: Any = phase.geometry
         if isinstance(geometry, Sign) and self.temperature("elements") < math.inf:
             relaxation = self._relaxation("elements")
-            geometry = LinearElement() if relaxation == SWITCH else SoftSign(relaxation)
+            # The direction of momentum is a new tensor; that of another rule could be its buffer.
+            new = type(self).direction is MomentumRule.direction
+            geometry = LinearElement() if relaxation == SWITCH else SoftSign(relaxation, overwrite=new)
         elif isinstance(geometry, Polar) and self.temperature("singular_values") < math.inf:
             relaxation = self._relaxation("singular_values")
             if relaxation == SWITCH:
