@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import steepest
 from steepest import rules
@@ -295,6 +298,41 @@ def changed(record: Record, option: str) -> tuple[rules.Rule, rules.Rule]:
 
 def option_names(rule: rules.Rule) -> list[str]:
     return list(rules.options(type(rule)))
+
+
+# --- observations
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operators that reach the dispatcher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def through_distributed_checkpoint(saved: Any, target: Any, folder: Path, *, flatten: bool) -> None:
+    """Save a (model, optimizer) by ``torch.distributed.checkpoint`` and load it into another."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint import state_dict as dcp_state
+
+    options = dcp_state.StateDictOptions(flatten_optimizer_state_dict=flatten)
+
+    def states(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        return {
+            "model": dcp_state.get_model_state_dict(model),
+            "optimizer": dcp_state.get_optimizer_state_dict(model, optimizer, options=options),
+        }
+
+    dcp.save(states(*saved), checkpoint_id=folder, no_dist=True)
+    loaded = states(*target)
+    dcp.load(loaded, checkpoint_id=folder, no_dist=True)
+    dcp_state.set_model_state_dict(target[0], loaded["model"])
+    dcp_state.set_optimizer_state_dict(*target, loaded["optimizer"], options=options)
 
 
 # --- comparisons

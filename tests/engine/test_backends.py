@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -18,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import cases
 import steepest
 from cases import (
+    Calls,
     Problem,
     assert_close,
     assert_same,
@@ -78,18 +78,6 @@ def test_stacks_are_the_single_matrix(record):
 
 
 # --- dispatcher calls
-
-
-class Calls(TorchDispatchMode):
-    """Counts the operators that reach the dispatcher."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count[str(func)] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def calls_per_tensor(rule, shape, count, **options):

@@ -9,12 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import state_dict as dcp_state
 
 import cases
 import steepest
-from cases import Problem, assert_same, build, every_rule, independent_rules
+from cases import Problem, assert_same, build, every_rule, independent_rules, through_distributed_checkpoint
 from steepest import rules
 
 
@@ -223,24 +222,11 @@ def test_distributed_checkpoint(name, frozen, flatten, tmp_path):
         model.body[0].weight.requires_grad_(not frozen)
         return model, OPTIMIZERS[name](model)
 
-    options = dcp_state.StateDictOptions(flatten_optimizer_state_dict=flatten)
     model, optimizer = make()
     steps(model, optimizer, 4)
-    saved = {
-        "model": dcp_state.get_model_state_dict(model),
-        "optimizer": dcp_state.get_optimizer_state_dict(model, optimizer, options=options),
-    }
-    dcp.save(saved, checkpoint_id=tmp_path / "checkpoint", no_dist=True)
-
     twin, other = make()
     steps(twin, other, 1, first=50)
-    target = {
-        "model": dcp_state.get_model_state_dict(twin),
-        "optimizer": dcp_state.get_optimizer_state_dict(twin, other, options=options),
-    }
-    dcp.load(target, checkpoint_id=tmp_path / "checkpoint", no_dist=True)
-    dcp_state.set_model_state_dict(twin, target["model"])
-    dcp_state.set_optimizer_state_dict(twin, other, target["optimizer"], options=options)
+    through_distributed_checkpoint((model, optimizer), (twin, other), tmp_path / "checkpoint", flatten=flatten)
 
     for a, b in ((model, optimizer), (twin, other)):
         steps(a, b, 3, first=4)

@@ -7,19 +7,16 @@ import io
 import logging
 import math
 import warnings
-from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import state_dict as dcp_state
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cases
 import steepest
-from cases import MATRICES, Problem, assert_close, assert_same, build, differ
+from cases import MATRICES, Calls, Problem, assert_close, assert_same, build, differ, through_distributed_checkpoint
 from steepest import kernels, rules
 from steepest.engine import fitting
 
@@ -578,24 +575,12 @@ def test_distributed_checkpoint(named, taken, flatten, tmp_path):
             model(torch.randn(8, 6, generator=torch.Generator().manual_seed(step))).square().sum().backward()
             optimizer.step()
 
-    options = dcp_state.StateDictOptions(flatten_optimizer_state_dict=flatten)
     model, optimizer = make()
     steps(model, optimizer, 0, 2)
     optimizer.begin_transition(5)
     steps(model, optimizer, 2, taken)
-    saved = {
-        "model": dcp_state.get_model_state_dict(model),
-        "optimizer": dcp_state.get_optimizer_state_dict(model, optimizer, options=options),
-    }
-    dcp.save(saved, checkpoint_id=tmp_path / "checkpoint", no_dist=True)
     twin, other = make()
-    target = {
-        "model": dcp_state.get_model_state_dict(twin),
-        "optimizer": dcp_state.get_optimizer_state_dict(twin, other, options=options),
-    }
-    dcp.load(target, checkpoint_id=tmp_path / "checkpoint", no_dist=True)
-    dcp_state.set_model_state_dict(twin, target["model"])
-    dcp_state.set_optimizer_state_dict(twin, other, target["optimizer"], options=options)
+    through_distributed_checkpoint((model, optimizer), (twin, other), tmp_path / "checkpoint", flatten=flatten)
     for a, b in ((model, optimizer), (twin, other)):
         steps(a, b, 2 + taken, 4)
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
@@ -742,18 +727,6 @@ def test_many_non_finite_momenta_are_counted():
 
 
 # --- cost, counted by the dispatcher
-
-
-class Calls(TorchDispatchMode):
-    """Counts the operators that reach the dispatcher."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count[str(func)] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def calls_of_the_fit(rule, count, groups=1, shape=(8,)):

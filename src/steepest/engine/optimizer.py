@@ -102,7 +102,7 @@ class Steepest(torch.optim.Optimizer):
         rule = _rule_with_options(group, self._rule)
         if "clock" in options(type(rule)) and "clock" not in group:  # that of the run, which may be under way
             clocks = [g["clock"] for g in self.param_groups if "clock" in g]
-            rule = _rule_with_options({"clock": max(clocks, default=0)}, rule) if clocks else rule
+            rule = _rule_with_options({"clock": max(clocks)}, rule) if clocks else rule
         named = _named(group["params"], sum(len(g["params"]) for g in self.param_groups))
         _check_params(rule, named, {id(p) for g in self.param_groups for p in g["params"]})
         view = str(group.get("view") or rule.view or _BY_SHAPE)

@@ -36,7 +36,7 @@ from steepest.lab.wording import byte_unit, clock, compact, rate, short
 
 _INK, _MUTED, _GRID = "#22262b", "#6a717b", "#e4e7eb"
 _DPI = 160
-_RC: Any = {
+STYLE: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9.5,
     "text.color": _INK,
@@ -88,7 +88,7 @@ def write_figures(study: Study, rows: Sequence[Row], folder: Path) -> list[Path]
         "state_bytes_by_role": _bind(_draw_state_bytes, study),
     }
     written = []
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(STYLE):
         for name, draw in drawings.items():
             figure = Figure(figsize=(6.6, 4.0), layout="constrained")
             FigureCanvasAgg(figure)

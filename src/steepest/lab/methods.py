@@ -97,39 +97,19 @@ _REST = {"rest_lr_ratio": 0.3, "rest_betas": (0.8, 0.999), "rest_weight_decay": 
 _ROUTING = {"decay_vectors": False}
 
 
-def _hidden_matrices(name: str) -> Builder:
-    def build(model: nn.Module, lr: float, options: dict[str, Any]) -> torch.optim.Optimizer:
-        import steepest
+def _hybrid(hidden: str, outside: str = "AdamW") -> Builder:
+    """A method on the hidden matrices and a rule on all else, at `rest_lr_ratio` of the rate.
 
-        own = {key: value for key, value in options.items() if key not in _REST}
-        rest = steepest.rules.AdamW(
-            lr=lr * options["rest_lr_ratio"],
-            betas=tuple(options["rest_betas"]),
-            weight_decay=options["rest_weight_decay"],
-        )
-        optimizer: torch.optim.Optimizer = getattr(steepest, name)(model, lr=lr, rest=rest, **own)
-        return optimizer
-
-    return build
-
-
-def _hybrid(hidden: str, outside: str) -> Builder:
-    """One rule on the hidden matrices and one on all else; both at the learning rate, with their own defaults.
-
-    Options that both rules have go to the one on the hidden matrices.
+    Options that begin with "rest_" are those of the rule outside, the others those of the method.
     """
 
     def build(model: nn.Module, lr: float, options: dict[str, Any]) -> torch.optim.Optimizer:
         import steepest
 
-        matrices, others = getattr(steepest.rules, hidden), getattr(steepest.rules, outside)
-        own = {key: value for key, value in options.items() if key in steepest.rules.options(matrices)}
         rest = {key.removeprefix("rest_"): value for key, value in options.items() if key.startswith("rest_")}
-        ratio = rest.pop("lr_ratio")
-        routing = {key: value for key, value in options.items() if key in _ROUTING}
-        optimizer: torch.optim.Optimizer = steepest.Steepest(
-            model, matrices(lr=lr, **own), rest=others(lr=lr * ratio, **rest), **routing
-        )
+        own = {key: value for key, value in options.items() if not key.startswith("rest_")}
+        rule = getattr(steepest.rules, outside)(lr=lr * rest.pop("lr_ratio"), **rest)
+        optimizer: torch.optim.Optimizer = getattr(steepest, hidden)(model, lr=lr, rest=rule, **own)
         return optimizer
 
     return build
@@ -192,7 +172,7 @@ def _methods() -> Iterator[Method]:
         formula="polar(Nesterov M) on hidden matrices; AdamW on the rest",
         grid=(5e-3, 1e-2, 2e-2, 4e-2),
         options=_rule_options("Muon") | _REST | {"fused": "split"},
-        build=_hidden_matrices("Muon"),
+        build=_hybrid("Muon"),
     )
     yield Method(
         name="signmuon",
@@ -201,7 +181,7 @@ def _methods() -> Iterator[Method]:
         formula="polar(M), then period - 1 times sign(M), on hidden matrices; AdamW on the rest",
         grid=(1e-2, 2e-2, 4e-2, 8e-2),
         options=_rule_options("SignMuon") | _REST | {"fused": "split"},
-        build=_hidden_matrices("SignMuon"),
+        build=_hybrid("SignMuon"),
     )
     yield Method(
         name="softsignum",
@@ -223,7 +203,7 @@ def _methods() -> Iterator[Method]:
         | {"transition": (0.9, 1.0), "scale": "match_rms", "weight_decay": 0.1}
         | _REST
         | {"fused": "split"},
-        build=_hidden_matrices("SoftMuon"),
+        build=_hybrid("SoftMuon"),
     )
     yield Method(
         name="softlionmuon",
@@ -232,7 +212,7 @@ def _methods() -> Iterator[Method]:
         formula="LionMuon whose spectral and sign steps soften in the last tenth of the run; AdamW on the rest",
         grid=(5e-3, 1e-2, 2e-2, 4e-2),
         options=_rule_options("SoftLionMuon") | {"transition": (0.9, 1.0)} | _REST | {"fused": "split"},
-        build=_hidden_matrices("SoftLionMuon"),
+        build=_hybrid("SoftLionMuon"),
     )
     yield Method(
         name="lionmuon",
@@ -241,7 +221,7 @@ def _methods() -> Iterator[Method]:
         formula="polar(D), then period - 1 times sign(D), D = b1 M + (1 - b1) G, on hidden matrices; AdamW on the rest",
         grid=(5e-3, 1e-2, 2e-2, 4e-2),
         options=_rule_options("LionMuon") | _REST | {"fused": "split"},
-        build=_hidden_matrices("LionMuon"),
+        build=_hybrid("LionMuon"),
     )
 
 

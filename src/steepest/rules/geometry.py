@@ -55,8 +55,11 @@ class Polar:
 
     def __call__(self, x: Tensor, numbers: Numbers) -> Tensor:
         """Return the polar factors of a stack of matrices."""
-        dtype = product_dtype(x.device, x.dtype) if self.dtype is None else STATE_DTYPES[self.dtype]
-        return kernels.polar(x, self.steps, self.coefficients, dtype)
+        return kernels.polar(x, self.steps, self.coefficients, self.product_dtype(x))
+
+    def product_dtype(self, x: Tensor) -> torch.dtype:
+        """The dtype of the products: the one asked for, or the fast one of the device."""
+        return product_dtype(x.device, x.dtype) if self.dtype is None else STATE_DTYPES[self.dtype]
 
     def rms(self, m: int, n: int) -> float:
         """All min(m, n) singular values are 1."""
@@ -118,8 +121,8 @@ class SoftPolar(Polar):
 
     def __call__(self, x: Tensor, numbers: Numbers) -> Tensor:
         """Return x (x'x + temperature^-2)^(-1/2) for a stack of matrices."""
-        dtype = product_dtype(x.device, x.dtype) if self.dtype is None else STATE_DTYPES[self.dtype]
-        return kernels.soft_polar(x, numbers["temperature_singular_values"], self.steps, self.coefficients, dtype)
+        temperature = numbers["temperature_singular_values"]
+        return kernels.soft_polar(x, temperature, self.steps, self.coefficients, self.product_dtype(x))
 
 
 @dataclass(frozen=True)

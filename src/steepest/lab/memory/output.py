@@ -137,7 +137,7 @@ def draw(report: Report, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from steepest.lab.figures import _RC as STYLE
+    from steepest.lab.figures import STYLE
     from steepest.lab.series import ROLE_PALETTE
 
     (size, unit), (decimal, decimal_unit) = report.units

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from steepest.lab.figures import _RC as STYLE
+from steepest.lab.figures import STYLE
 from steepest.lab.reproductions.base import Arm, Case, Measure, Results
 from steepest.lab.series import MARKERS, PALETTE, log_ticks
 
