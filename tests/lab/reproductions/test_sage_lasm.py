@@ -18,7 +18,7 @@ from steepest.lab.reproductions import lasm_ablation, sage_embedding_dilemma
 from steepest.lab.reproductions.base import Arm, Cell, Results, Study
 from steepest.lab.reproductions.execution import carry_out, plan
 from steepest.lab.reproductions.output import write
-from steepest.lab.reproductions.sage_embedding_dilemma import bucket_of_token, evaluate, open_data, train, tune
+from steepest.lab.reproductions.small_language_model import bucket_of_token, evaluate, open_data, train, tune
 from steepest.lab.wording import MINUS
 
 SAGE, LASM = sage_embedding_dilemma.STUDY, lasm_ablation.STUDY

@@ -1,7 +1,8 @@
 """Studies that repeat what a paper reports, small enough for two cores: `steepest reproduce`.
 
 Each module listed in `MODULES` has a record `STUDY` (a `base.Study`). To read: `base` (what a study is and what its
-numbers mean), `execution` (cells, workers, going on after a stop), `output` (table, sentences, files), `drawing`.
+numbers mean), `execution` (cells, workers, going on after a stop), `output` (table, sentences, files), `drawing`. For
+several studies: `small_language_model` (training with rules of their own, tuning) and `sentences`.
 """
 
 from __future__ import annotations

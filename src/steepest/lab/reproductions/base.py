@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from steepest.lab.statistics import Comparison, Summary, compare, summarize
 from steepest.lab.wording import DASH, fixed, signed
 
+# The first seed of tuning runs, far from those of the final ones (0, 1, 2, ...).
+TUNING_SEED = 10_000
+
 Settings = Mapping[str, Any]
 Report = Callable[[float], None]
 Run = Callable[[Settings, int, Report], Mapping[str, "float | Sequence[float]"]]

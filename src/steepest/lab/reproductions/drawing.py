@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -143,3 +144,26 @@ def _legend(figure: Figure, results: Results, arms: Sequence[Arm]) -> None:
         ax.plot([], [], color=color(results, arm), marker=marker(results, arm), label=arm.label)
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(arms), 4), columnspacing=1.4)
+
+
+def draw_rows(figure: Figure, results: Results, measures: Sequence[Measure]) -> None:
+    """Means with intervals: a panel per measure, a row per arm."""
+    case = results.cases[0]
+    arms = results.study.arms_of(case)
+    figure.set_size_inches(max(2.9 * len(measures) + 1.6, 6.4), 0.34 * len(arms) + 1.1)
+    panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    for ax, measure in zip(panels, measures, strict=True):
+        for place, arm in enumerate(arms):
+            s, shade = results.summary(case, arm, measure), color(results, arm)
+            if s.n > 1:
+                ax.hlines(place, s.low, s.high, color=shade, linewidth=2.0)
+            if s.n:
+                style: dict[str, Any] = {"color": shade, "markeredgecolor": "white", "markersize": 8}
+                ax.plot(s.mean, place, marker(results, arm), zorder=4, **style)
+        base = results.summary(case, results.study.arm(results.study.baseline), measure).mean
+        ax.axvline(base, color="#9aa1ab", linewidth=1.0, zorder=1)
+        ax.set_title(measure.label)
+        ax.set_xlabel(measure.unit)
+        ax.grid(axis="y", visible=False)
+    panels[0].set_yticks(range(len(arms)), [arm.label for arm in arms])
+    panels[0].set_ylim(len(arms) - 0.5, -0.5)

@@ -15,19 +15,16 @@ from torch import nn
 import steepest
 from steepest import rules
 from steepest.lab.reproductions.base import Arm, Case, Measure, Report, Results, Setting, Settings, Study
-from steepest.lab.reproductions.drawing import draw_series
-from steepest.lab.reproductions.sage_embedding_dilemma import (
+from steepest.lab.reproductions.drawing import draw_rows, draw_series
+from steepest.lab.reproductions.sentences import against, paired, tuning
+from steepest.lab.reproductions.small_language_model import (
     BUCKET_MEASURES,
     MODEL,
     QUICK,
     Observe,
-    against,
-    draw_rows,
-    paired,
     prepare,
     train,
     tuned,
-    tuning,
 )
 from steepest.rules.base import by_name
 
@@ -100,7 +97,7 @@ class Damping:
 def findings(results: Results) -> list[str]:
     """Whether the damping does anything, whether the factors do, and what it takes for the damping to matter."""
     case = results.cases[0]
-    found = [paired(results, case), tuning(results, case)]
+    found = [paired(results), tuning(results, case)]
     if len(results.seeds) > 1:
         found += [
             f"{title}: {'; '.join(against(results, case, *pair) for pair in pairs)}."

@@ -2,217 +2,40 @@
 
 from __future__ import annotations
 
-import atexit
-import hashlib
 import math
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from scipy.stats import spearmanr
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 import steepest
 from steepest import rules
-from steepest.lab import methods, models
-from steepest.lab.compare import choose
-from steepest.lab.config import canonical
-from steepest.lab.data import Pack, RunningHash
-from steepest.lab.data import prepare as prepare_pack
+from steepest.lab import models
 from steepest.lab.reproductions.base import Arm, Case, Measure, Report, Results, Setting, Settings, Study
-from steepest.lab.reproductions.drawing import BAND, color, marker
-from steepest.lab.runs import read_json, weights_hash, write_json
-from steepest.lab.schedules import Schedule, set_rates
-from steepest.lab.training import DIVERGED_ABOVE
-from steepest.lab.wording import listing, plural, rate, signed
+from steepest.lab.reproductions.drawing import BAND, color, draw_rows, marker
+from steepest.lab.reproductions.sentences import against, paired, tuning
+from steepest.lab.reproductions.small_language_model import (
+    BUCKET_MEASURES,
+    BUCKETS,
+    MODEL,
+    QUICK,
+    Observe,
+    embedding,
+    open_data,
+    prepare,
+    train,
+    tuned,
+)
+from steepest.lab.wording import listing, signed
 from steepest.rules.base import by_name
 
-# Seed of the tuning runs, far from those of the final ones (0, 1, 2, ...).
-TUNING_SEED = 10_000
-# Buckets of target tokens, by how often they occur in the training text: the most frequent tokens that make up half of
-# the text, those that make up the next 40 %, and the rest.
-BUCKETS = {"head": 0.5, "middle": 0.9, "tail": 1.0}
 # A rate of 1 is an RMS step of 0.2 under the scale "match_rms" of the spectral rules, of 1 under SinkGD with alpha 1.
 MATCH_RMS = 0.2
 _POINTS = 60
-_TUNING_FOLDER = "STEEPEST_TUNING_FOLDER"  # environment variable: worker processes inherit it
-
-Build = Callable[[nn.Module], steepest.Steepest]
-Observe = Callable[[int], None]
-Watch = Callable[[nn.Module, steepest.Steepest], Observe]
-
-
-# One run
-
-
-def train(
-    settings: Settings, seed: int, report: Report, build: Build, watch: Watch | None = None
-) -> dict[str, float | list[float]]:
-    """Train a model and evaluate it.
-
-    Args:
-        settings: model, data, steps, batch_size, sequence_length, validation_tokens, clip (None: off) and
-            gradient_scale (the loss is multiplied by it).
-        seed: of the initial weights and of the order of the data.
-        report: told how far the run is.
-        build: makes the optimizer of a model.
-        watch: given model and optimizer, returns what is called at each step, between the (clipped) gradient and the
-            step of the optimizer.
-
-    Returns:
-        The validation loss ("loss", NaN when the run diverged) and its perplexity, the loss of the target tokens of
-        each bucket, the bytes of optimizer state in kB ("state"), the parameters and the share of the embedding in
-        them, and the beginning of the hashes of the initial weights and of the data as numbers ("weights", "data").
-    """
-    pack, steps = open_data(settings), settings["steps"]
-    model = models.build(settings["model"], pack.vocabulary_size, seed, settings["sequence_length"])
-    weights = weights_hash(model)
-    optimizer = build(model)
-    observe = watch(model, optimizer) if watch is not None else None
-    rates, schedule = [float(group["lr"]) for group in optimizer.param_groups], Schedule(steps=steps, warmup=0.1)
-    stream = pack.train(batch_size=settings["batch_size"], length=settings["sequence_length"], seed=seed)
-    seen, highest, diverged = RunningHash(), math.inf, False
-    clip = math.inf if settings["clip"] is None else settings["clip"]
-    for step in range(steps):
-        if step % 5 == 0:
-            report(step / steps)
-        batch = stream.batch(step)
-        seen.update(stream.indices(step), batch)
-        loss = token_losses(model, batch).mean()
-        if not loss.item() <= highest:  # also true of NaN
-            diverged = True
-            break
-        highest = min(highest, loss.item() + DIVERGED_ABOVE) if step == 0 else highest
-        (loss * settings["gradient_scale"]).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
-        if observe is not None:
-            observe(step)
-        set_rates(optimizer.param_groups, rates, schedule.factor(step))
-        optimizer.step()
-        optimizer.zero_grad()
-    losses = dict.fromkeys(("loss", *BUCKETS), math.nan) if diverged else evaluate(model, pack, settings)
-    size = sum(parameter.numel() for parameter in model.parameters())
-    return {
-        **losses,
-        "perplexity": math.exp(losses["loss"]),
-        "state": methods.state_bytes(optimizer) / 1e3,
-        "parameters": float(size),
-        "share": embedding(model).numel() / size,
-        "weights": float(int(weights[:8], 16)),
-        "data": float(int(str(seen)[:8], 16)),
-    }
-
-
-def open_data(settings: Settings) -> Pack:
-    """The text, from the cache if it is there."""
-    return prepare_pack(
-        settings["data"], tokenizer=settings["tokenizer"], max_bytes=settings["max_bytes"], progress=False
-    )
-
-
-def embedding(model: nn.Module) -> nn.Parameter:
-    """The token embedding, which is the output head, too."""
-    weight = model.get_input_embeddings().weight  # type: ignore[operator]
-    assert isinstance(weight, nn.Parameter)
-    return weight
-
-
-def token_losses(model: nn.Module, batch: Tensor) -> Tensor:
-    """Cross-entropy of each target token of a batch (rows, length + 1), in nats: (rows * length,)."""
-    logits = model(batch[:, :-1]).logits
-    return functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
-
-
-def bucket_of_token(pack: Pack) -> NDArray[np.int64]:
-    """For each token of the vocabulary the number of its bucket, by the counts in the training text."""
-    counts = np.bincount(pack.tokens("train"), minlength=pack.vocabulary_size)
-    order = np.argsort(-counts, kind="stable")
-    before = np.concatenate(([0], np.cumsum(counts[order])[:-1])) / counts.sum()
-    buckets = np.empty(len(counts), dtype=np.int64)
-    buckets[order] = np.searchsorted(list(BUCKETS.values())[:-1], before, side="right")
-    return buckets
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, pack: Pack, settings: Settings) -> dict[str, float]:
-    """The mean loss over fixed validation text: of all tokens, and of the tokens of each bucket."""
-    buckets = torch.from_numpy(bucket_of_token(pack))
-    sums, counts = torch.zeros(2, len(BUCKETS), dtype=torch.float64)
-    windows = pack.validation(
-        tokens=settings["validation_tokens"], length=settings["sequence_length"], batch_size=settings["batch_size"]
-    )
-    model.eval()
-    for batch in windows:
-        losses, places = token_losses(model, batch).double(), buckets[batch[:, 1:].flatten()]
-        sums.index_add_(0, places, losses)
-        counts.index_add_(0, places, torch.ones_like(losses))
-    model.train()
-    parts = (sums / counts).tolist()
-    return {"loss": float(sums.sum() / counts.sum()), **dict(zip(BUCKETS, parts, strict=True))}
-
-
-# Tuning
-
-
-def tune(settings: Settings, loss_at: Callable[[float], float]) -> tuple[float, bool, list[float]]:
-    """Choose the learning rate of an arm out of `settings["grid"]`, once for all its seeds and all workers.
-
-    Args:
-        settings: of the arm; another value of any is another arm.
-        loss_at: trains at a rate on `TUNING_SEED` and returns the validation loss.
-
-    Returns:
-        The best rate, whether it lies on the edge of the grid, and the losses of all rates of the grid.
-    """
-    grid, arm = settings["grid"], {key: value for key, value in settings.items() if key != "grid"}
-    losses: dict[float, float | None] = {}
-    for lr in grid:
-        file = tuning_folder() / f"{hashlib.sha256(canonical({**arm, 'lr': lr}).encode()).hexdigest()[:24]}.json"
-        trial = read_json(file)
-        if trial is None:
-            loss = loss_at(lr)
-            trial = {"loss": loss if math.isfinite(loss) else None}
-            write_json(file, trial)
-        losses[lr] = trial["loss"]
-    best, edge, _ = choose(grid, losses)
-    told = [math.nan if loss is None else loss for loss in losses.values()]
-    return grid[0] if best is None else best, edge, told
-
-
-def tuning_folder() -> Path:
-    """Where this process and its workers leave what they have tuned; removed when the process ends that began it."""
-    if _TUNING_FOLDER not in os.environ:
-        os.environ[_TUNING_FOLDER] = tempfile.mkdtemp(prefix="steepest-tuning-")
-        atexit.register(shutil.rmtree, os.environ[_TUNING_FOLDER], ignore_errors=True)
-    return Path(os.environ[_TUNING_FOLDER])
-
-
-def tuned(
-    settings: Settings, report: Report, run_at: Callable[[float, int, Report], dict[str, float | list[float]]]
-) -> tuple[float, dict[str, float | list[float]]]:
-    """The learning rate of an arm, and what is recorded of its tuning: "rate", "edge", and the series of trials."""
-
-    def loss_at(lr: float) -> float:
-        loss = run_at(lr, TUNING_SEED, report)["loss"]
-        assert isinstance(loss, float)
-        return loss
-
-    lr, edge, losses = tune(settings, loss_at)
-    return lr, {"rate": lr, "edge": float(edge), "grid": list(settings["grid"]), "trials": losses}
-
-
-def prepare(settings: Settings) -> None:
-    """Fetch and pack the corpus, and make the place where workers share what they tune."""
-    open_data(settings)
-    tuning_folder()
 
 
 # The arms
@@ -332,34 +155,11 @@ class Dampers:
 def findings(results: Results) -> list[str]:
     """Pairing, tuning, the embedding's share, who is decided against whom, and what H did."""
     case = results.cases[0]
-    found = [paired(results, case), tuning(results, case), _share(results, case), _bytes(results, case)]
+    found = [paired(results), tuning(results, case), _share(results, case), _bytes(results, case)]
     if len(results.seeds) > 1:
         found += [_decided(results, case), _counter_evidence(results, case), _buckets(results, case)]
         found += [_order(results, case)]
     return [sentence for sentence in [*found, _dampers(results, case)] if sentence]
-
-
-def paired(results: Results, case: Case) -> str:
-    """Whether all arms of a seed began with the same weights and read the same data."""
-    for seed in results.seeds:
-        cells = [results.cells[case.name, arm.name, seed] for arm in results.study.arms_of(case)]
-        finished = [cell for cell in cells if cell.numbers["loss"] is not None]  # others stopped reading
-        if len({cell.numbers["weights"] for cell in cells}) > 1 or len({cell.numbers["data"] for cell in finished}) > 1:
-            return f"NOT PAIRED: arms of seed {seed} had other initial weights or other data."
-    return "All arms of a seed began with the same weights and read the same data (hashes compared)."
-
-
-def tuning(results: Results, case: Case) -> str:
-    """Which rates were chosen, out of how many, and whether one lies on the edge."""
-    told, edges, counts = [], [], set()
-    for arm in results.study.arms_of(case):
-        cell = results.cells[case.name, arm.name, results.seeds[0]]
-        counts.add(len(cell.series["trials"]))
-        told.append(f"{arm.label} {rate(cell.numbers['rate'] or math.nan)}")
-        edges += [arm.label] if cell.numbers["edge"] else []
-    trials = plural(max(counts), "rate") if len(counts) == 1 else f"{min(counts)} to {max(counts)} rates"
-    rest = f" On the edge of its grid, so perhaps not at its best: {listing(edges)}." if edges else ""
-    return f"Each arm has the best of {trials} on another seed: {', '.join(told)}.{rest}"
 
 
 def _share(results: Results, case: Case) -> str:
@@ -379,18 +179,6 @@ def _bytes(results: Results, case: Case) -> str:
     if off:
         return f"Measured state differs from steepest.state_bytes: {listing(off)}."
     return "The state measured from the tensors is that of steepest.state_bytes, to the byte, in every arm."
-
-
-def against(results: Results, case: Case, name: str, other: str) -> str:
-    """An arm against another: difference of the first measure with its interval, and the verdict."""
-    measure, arm, base = results.study.measures[0], results.study.arm(name), results.study.arm(other)
-    c = results.comparison(case, arm, measure, base)
-    if c is None or not c.n:
-        return f"{arm.label} against {base.label}: no seed in common"
-    return (
-        f"{arm.label} minus {base.label} {signed(c.difference, 4)} [{signed(c.low, 4)}, {signed(c.high, 4)}] "
-        f"({results.verdict(case, arm, measure, base)})"
-    )
 
 
 def _decided(results: Results, case: Case) -> str:
@@ -488,29 +276,6 @@ def draw_loss(figure: Figure, results: Results) -> None:
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, columnspacing=1.4)
 
 
-def draw_rows(figure: Figure, results: Results, measures: Sequence[Measure]) -> None:
-    """Means with intervals: a panel per measure, a row per arm."""
-    case = results.cases[0]
-    arms = results.study.arms_of(case)
-    figure.set_size_inches(max(2.9 * len(measures) + 1.6, 6.4), 0.34 * len(arms) + 1.1)
-    panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
-    for ax, measure in zip(panels, measures, strict=True):
-        for place, arm in enumerate(arms):
-            s, shade = results.summary(case, arm, measure), color(results, arm)
-            if s.n > 1:
-                ax.hlines(place, s.low, s.high, color=shade, linewidth=2.0)
-            if s.n:
-                style: dict[str, Any] = {"color": shade, "markeredgecolor": "white", "markersize": 8}
-                ax.plot(s.mean, place, marker(results, arm), zorder=4, **style)
-        base = results.summary(case, results.study.arm(results.study.baseline), measure).mean
-        ax.axvline(base, color="#9aa1ab", linewidth=1.0, zorder=1)
-        ax.set_title(measure.label)
-        ax.set_xlabel(measure.unit)
-        ax.grid(axis="y", visible=False)
-    panels[0].set_yticks(range(len(arms)), [arm.label for arm in arms])
-    panels[0].set_ylim(len(arms) - 0.5, -0.5)
-
-
 def draw_buckets(figure: Figure, results: Results) -> None:
     """The loss of the target tokens of each bucket."""
     draw_rows(figure, results, [m for m in results.study.measures if m.key in BUCKETS])
@@ -561,29 +326,6 @@ def draw_variance(figure: Figure, results: Results) -> None:
 PUBLISHED_270M = {"adamw-full": 37.35, "lion-full": 30.24, "adamw": 34.30, "lion": 32.10, "sage": 29.95}
 PUBLISHED_1300M = {"adamw-full": 27.81, "lion-full": 28.37, "adamw": 28.71, "lion": 29.00, "sage": 24.33}
 
-MODEL: dict[str, Setting] = {
-    "model": Setting("tiny", "ours: LLaMA, 2 layers, width 64, tied; its vocabulary is that of the tokenizer"),
-    "data": Setting("news-wiki", "ours"),
-    "tokenizer": Setting("bpe-1024", "ours: so that the embedding's share is between the paper's 20% and 46%"),
-    "max_bytes": Setting(None, "ours: the whole corpus"),
-    "steps": Setting(300, "ours"),
-    "batch_size": Setting(16, "ours"),
-    "sequence_length": Setting(64, "ours"),
-    "validation_tokens": Setting(32_768, "ours"),
-    "clip": Setting(1.0, "the default of the released training script's trainer"),
-    "gradient_scale": Setting(1.0, "the loss is multiplied by it"),
-}
-QUICK: dict[str, Any] = {
-    "model": {"preset": "tiny", "hidden_size": 16, "intermediate_size": 24, "head_dim": 8},
-    "data": "synthetic",
-    "tokenizer": "bytes",
-    "max_bytes": 200_000,
-    "steps": 30,
-    "batch_size": 4,
-    "sequence_length": 32,
-    "validation_tokens": 2_048,
-}
-
 # Rules whose best rate lies beyond the common grid have as many rates, farther up.
 _FAR = [1.6e-2, 3.2e-2, 6.4e-2, 1.28e-1]
 _LION: dict[str, Any] = {"betas": [0.9, 0.99]}
@@ -592,11 +334,6 @@ _LION: dict[str, Any] = {"betas": [0.9, 0.99]}
 def _arm(name: str, label: str, text: str, rule: str, **settings: Any) -> Arm:
     return Arm(name, label, text, {"rule": rule, "options": {}, "hidden": "sinkgd", **settings})
 
-
-BUCKET_MEASURES = tuple(
-    Measure(key=key, label=f"loss, {text}", unit="nats per token", digits=3)
-    for key, text in (("head", "head tokens"), ("middle", "middle tokens"), ("tail", "tail tokens"))
-)
 
 STUDY = Study(
     name="sage-embedding-dilemma",

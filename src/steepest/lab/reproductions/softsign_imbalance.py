@@ -17,15 +17,13 @@ from steepest.lab.compare import choose
 from steepest.lab.config import MethodConfig, canonical
 from steepest.lab.data.images import Images, Split, imbalanced_split, load_images
 from steepest.lab.data.storage import cache_directory
-from steepest.lab.reproductions.base import Arm, Case, Measure, Report, Results, Setting, Settings, Study
+from steepest.lab.reproductions.base import TUNING_SEED, Arm, Case, Measure, Report, Results, Setting, Settings, Study
 from steepest.lab.reproductions.drawing import color, marker
 from steepest.lab.statistics import Comparison, compare, holm
 from steepest.lab.wording import listing, plural, rate
 
 RATIOS = (1, 10, 20, 50, 100)
 RATES = ("constant", "cosine")
-# Seeds of the tuning runs, far from those of the final ones (0, 1, 2, ...).
-TUNING_SEED = 10_000
 _RAREST = 3  # classes in the measure of the tail
 _HEAVY = 100  # where the paper's order turns
 _END = 0.02  # the part of the run whose steps are measured

@@ -14,14 +14,13 @@ from steepest.lab import methods
 from steepest.lab import training as lab
 from steepest.lab.compare import choose
 from steepest.lab.config import TrainConfig, canonical, validate
-from steepest.lab.reproductions.base import Arm, Case, Measure, Report, Results, Setting, Settings, Study
+from steepest.lab.reproductions.base import TUNING_SEED, Arm, Case, Measure, Report, Results, Setting, Settings, Study
+from steepest.lab.reproductions.sentences import paired
 from steepest.lab.series import PALETTE
 from steepest.lab.statistics import Comparison
 from steepest.lab.wording import listing, rate, signed
 from steepest.lab.workloads import open_data
 
-# Seed of the tuning runs, far from those of the final ones (0, 1, 2, ...).
-TUNING_SEED = 10_000
 # What distinguishes the arms of a parent, which all have its tuned learning rate.
 _OF_THE_ARM = ("soft", "options")
 _LINEAR = 0.01  # nats up to which the figure is linear
@@ -111,21 +110,12 @@ def prepare(settings: Settings) -> None:
 
 def findings(results: Results) -> list[str]:
     """Whether the gain outlives a falling rate, and whether it comes from the temperature or from the truncation."""
-    found = [_paired(results), _rates(results)]
+    found = [paired(results), _rates(results)]
     if len(results.seeds) > 1:
         found += [_schedules(results, parent) for parent in ("signum", "muon")]
         found += [_scale(results, schedule) for schedule in ("constant", "cosine")]
         found += [_cause(results, case) for case in results.cases if case.settings["parent"] == "muon"]
     return [sentence for sentence in found if sentence]
-
-
-def _paired(results: Results) -> str:
-    for case in results.cases:
-        for seed in results.seeds:
-            cells = [results.cells[case.name, arm.name, seed] for arm in results.study.arms_of(case)]
-            if len({(cell.numbers["weights"], cell.numbers["data"]) for cell in cells}) > 1:
-                return f"NOT PAIRED: the arms of {case.label}, seed {seed}, had other initial weights or other data."
-    return "All arms of a seed began with the same weights and read the same data (hashes compared)."
 
 
 def _rates(results: Results) -> str:
