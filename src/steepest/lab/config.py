@@ -151,13 +151,46 @@ class TrainConfig(Strict):
         return self
 
 
+class Range(Strict):
+    """An axis of a sampled search: values from `low` to `high`, evenly on a log scale unless `log` is false."""
+
+    low: float
+    high: float
+    log: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, values: Any) -> Any:
+        return {key: _number(value) for key, value in values.items()} if isinstance(values, Mapping) else values
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Range:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            hint = "low must be below high" if self.low >= self.high else "a log scale needs low > 0 (or log: false)"
+            raise UserError(f"a range of {self.low:g} to {self.high:g} is empty or has no logarithm: {hint}.")
+        return self
+
+
+Axis = Range | tuple[Any, ...]
+Search = Literal["grid", "random", "quasi-random", "tpe"]
+
+
 class StudyMethod(Strict):
-    """One row of a comparison: a method, its options and the learning rates to try (None: the method's own grid)."""
+    """One row of a study: a method, its options, and what is tuned.
+
+    Args:
+        name: as in `steepest optimizers`.
+        label: how tables call this variant; needed where one method is in a study twice.
+        options: fixed options.
+        grid: learning rates to try; short for ``space: {lr: [...]}``. None: the method's own.
+        space: axes by name, "lr" or an option: a list of values or, for a sampled search, ``{low, high, log}``.
+    """
 
     name: str
     label: str | None = None
     options: dict[str, Any] = {}
     grid: tuple[float, ...] | None = None
+    space: dict[str, Axis] = {}
 
     _numbers = field_validator("options", mode="before")(MethodConfig._numbers.__func__)  # type: ignore[attr-defined]
 
@@ -168,27 +201,62 @@ class StudyMethod(Strict):
             raise UserError(f"a grid of learning rates needs different positive values, got {list(grid)}.")
         return None if grid is None else tuple(sorted(grid))
 
+    @field_validator("space", mode="before")
+    @classmethod
+    def _axes(cls, space: Any) -> Any:
+        if not isinstance(space, Mapping):
+            return space
+        return {name: _number(axis) if isinstance(axis, list) else axis for name, axis in space.items()}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudyMethod:
+        if self.grid is not None and "lr" in self.space:
+            raise UserError(f"{self.name}: give the learning rates as grid or as space.lr, not both.")
+        for name, axis in self.space.items():
+            if name in self.options:
+                raise UserError(f"{self.name}: {name} is fixed in options and tuned in space; remove one of them.")
+            if not isinstance(axis, Range) and (not axis or len({canonical(value) for value in axis}) < len(axis)):
+                raise UserError(f"{self.name}: space.{name} needs different values, got {plain(list(axis))}.")
+        return self
+
 
 class StudyConfig(Strict):
-    """A comparison: every method on the same workload, its learning rate tuned on one seed, then fresh seeds.
+    """A study: every method on the same workload, tuned on one seed, its winner run again on fresh seeds.
 
     Args:
-        methods: names, or mappings with "name", "label", "options" and "grid".
+        name: of the study and of its folder.
+        methods: names, or mappings with "name", "label", "options", "grid" and "space".
         baseline: the method whose loss the others are compared with.
+        search: "grid" tries every combination of the listed values; "random", "quasi-random" (Sobol) and "tpe" draw
+            `trials` points from the ranges (Optuna).
+        trials: points per method, the same for all. With a grid: a method without listed values gets so many learning
+            rates, a factor of 2 apart, around its default; None takes the method's own grid.
         tuning_seed: the seed of the tuning runs; they never enter the final numbers.
         seeds: the fresh seeds of the final runs.
-        extend: how many times a grid may grow by one value when the best learning rate lies on its edge.
+        extend: how many times a grid may grow along an axis when the best value lies on its edge; a best value that is
+            still on the edge after that leaves the row open.
+        device: "auto", "cpu", "cuda", ...
+        cache: folder of prepared data; None for the default.
     """
 
     name: str = "compare"
     workload: Workload = Workload()
     methods: tuple[StudyMethod, ...] = ()
     baseline: str = "adamw"
+    search: Search = "grid"
+    trials: int | None = Field(default=None, ge=1)
     tuning_seed: int = Field(default=0, ge=0)
     seeds: tuple[int, ...] = (1, 2)
-    extend: int = Field(default=2, ge=0)
+    extend: int = Field(default=3, ge=0)
     device: str = "auto"
     cache: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder(cls, name: str) -> str:
+        if not name.strip() or name in (".", "..") or any(letter in name for letter in "/\\\0"):
+            raise UserError(f"the name of a study is the name of its folder, without / or \\; got {name!r}.")
+        return name
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -207,6 +275,15 @@ class StudyConfig(Strict):
         labels = [method.label or method.name for method in self.methods]
         if len(set(labels)) < len(labels):
             raise UserError(f"two methods share a label: {labels}. Give the variants different labels.")
+        if self.search != "grid" and self.trials is None:
+            raise UserError(f"search: {self.search} needs the number of trials per method, for example trials: 16.")
+        for method in self.methods:
+            for name, axis in method.space.items():
+                if self.search == "grid" and isinstance(axis, Range):
+                    raise UserError(
+                        f"{method.name}: space.{name} is a range, and a grid needs a list of values. List them, or "
+                        "set search to random, quasi-random or tpe."
+                    )
         return self
 
 

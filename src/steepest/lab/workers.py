@@ -19,6 +19,14 @@ from steepest.lab.config import TrainConfig
 from steepest.lab.errors import UserError
 from steepest.lab.signals import Stop
 
+_PRELOADED = (
+    "steepest.lab.training",
+    "steepest.lab.studies",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.gpt2.modeling_gpt2",
+)
+_TIMED = 4  # steps of a calibration; an even number, so that methods of period 2 are timed fairly
+
 
 @dataclass(frozen=True)
 class Message:
@@ -36,7 +44,11 @@ class Pool:
     """Worker processes that each hold at most one job. Use as a context manager."""
 
     def __init__(self, size: int) -> None:
-        self._context = multiprocessing.get_context("spawn")
+        # Workers fork from a server that has imported everything once and holds no thread and no GPU.
+        known = multiprocessing.get_all_start_methods()
+        self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in known else "spawn")
+        if "forkserver" in known:
+            self._context.set_forkserver_preload(list(_PRELOADED))
         self._stop = self._context.Event()
         self._workers = [self._start() for _ in range(size)]
         self._busy: set[int] = set()
@@ -73,7 +85,7 @@ class Pool:
         return bool(self._busy)
 
     def submit(self, worker: int, job: str, config: TrainConfig, out: Path) -> None:
-        """Give an idle worker a job: "probe" or "train"."""
+        """Give an idle worker a job: "probe", "calibrate" or "train"."""
         self._busy.add(worker)
         with contextlib.suppress(OSError):  # it died while idle; `receive` will say so
             self._workers[worker][1].send((job, config, str(out)))
@@ -81,6 +93,10 @@ class Pool:
     def stop(self) -> None:
         """Ask all jobs to save and end after their current step."""
         self._stop.set()
+
+    def kill(self, worker: int) -> None:
+        """End a worker at once, whatever it does; `receive` reports the crash and replaces it."""
+        self._workers[worker][0].kill()
 
     def receive(self, timeout: float) -> list[Message]:
         """Return what workers said within `timeout` seconds. A dead worker is replaced, its job is a crash."""
@@ -153,6 +169,8 @@ def _work(connection: Connection, event: Event) -> None:
             pack = _pack(config, packs)
             if kind == "probe":
                 answer: Any = _probe(config, pack)
+            elif kind == "calibrate":
+                answer = _calibrate(config, pack)
             else:
                 answer = train(config, out, pack=pack, stop=stop, observe=observe)
             reply = ("result", answer)
@@ -195,3 +213,26 @@ def _probe(config: TrainConfig, pack: Any) -> dict[str, Any]:
         "versions": runs.versions(),
         "machine": runs.machine(),
     }
+
+
+def _calibrate(config: TrainConfig, pack: Any) -> float:
+    """Seconds of a step of a method: the median of a few, after as many that are not counted."""
+    import statistics
+    import time
+
+    from steepest.lab import methods, models
+    from steepest.lab.compute import loss_sum, pick_device
+
+    workload, device = config.workload, pick_device(config.device)
+    model = models.build(workload.model, pack.vocabulary_size, config.seed, workload.sequence_length, str(device))
+    optimizer = methods.build(config.method, model, workload.steps)
+    batch = pack.train(batch_size=workload.batch_size, length=workload.sequence_length, seed=config.seed).batch(0)
+    tokens = batch.to(device)
+    seconds = []
+    for _ in range(2 * _TIMED):
+        began = time.perf_counter()
+        (loss_sum(model, tokens, workload.precision) / tokens.numel()).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[_TIMED:])

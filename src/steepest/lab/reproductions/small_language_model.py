@@ -20,7 +20,7 @@ from torch.nn import functional
 
 import steepest
 from steepest.lab import methods, models
-from steepest.lab.compare import choose
+from steepest.lab.studies import choose
 from steepest.lab.config import canonical
 from steepest.lab.data import Pack, RunningHash
 from steepest.lab.data import prepare as prepare_pack

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from steepest.lab import methods, schedules
-from steepest.lab.compare import choose
+from steepest.lab.studies import choose
 from steepest.lab.config import MethodConfig, canonical
 from steepest.lab.data.images import Images, Split, imbalanced_split, load_images
 from steepest.lab.data.storage import cache_directory

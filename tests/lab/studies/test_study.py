@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from small_runs import lines, tiny
 
-from steepest.lab import compare, methods, runs
-from steepest.lab.compare import Study, Watcher, choose
+from steepest.lab import methods, runs
 from steepest.lab.config import StudyConfig, TrainConfig, validate
 from steepest.lab.errors import UserError
 from steepest.lab.results import headline, read_study
 from steepest.lab.signals import Stop
+from steepest.lab.studies import Study, Watcher, choose
+from steepest.lab.studies import study as module
+from steepest.lab.studies.plan import Plan
 
 
 def study(cache: Path, out: Path, **changes: Any) -> Study:
@@ -45,25 +47,30 @@ def test_the_best_rate_and_where_to_look_next(grid: list[float], losses: list[fl
     assert choose(grid, dict(zip(grid, losses, strict=True))) == expected
 
 
+class Pack:
+    sha256 = "sha"
+
+
 class Disk:
     """Writes final.json files as if runs had been carried out; the loss is a function of method, rate and seed."""
 
     def __init__(self, study: Study) -> None:
         self.study = study
-        study._facts = {"workload": {"precision": "fp32"}}
+        study._pack = Pack()  # type: ignore[assignment]
+        study.facts = {"workload": {"precision": "fp32"}, "calibration": {}}
         self.carried_out: list[TrainConfig] = []
 
-    def carry_out(self, loss: Any) -> compare.Plan:
+    def carry_out(self, loss: Any) -> Plan:
         while True:
-            plan = self.study.plan("sha")
+            plan = self.study.plan()
             if not plan.todo:
                 return plan
-            purposes = {name: {c.purpose for c in plan.todo if c.method.name == name} for name in methods.METHODS}
+            purposes = {name: {w.purpose for w in plan.todo if w.method.name == name} for name in methods.METHODS}
             assert {"tune", "final"} not in purposes.values()  # a rate is final once all its rivals are known
-            for config in plan.todo:
+            for config in map(self.study.configure, plan.todo):
                 value = loss(config.method.name, config.method.lr, config.seed)
                 final = {"state": "done" if value is not None else "diverged", "loss": value}
-                path = self.study.runs / compare.run_id(config, "sha")
+                path = self.study.runs / self.study.name_of(config)
                 path.mkdir(parents=True)
                 runs.write_json(path / "final.json", final)
                 self.carried_out.append(config)
@@ -74,7 +81,7 @@ def test_every_method_is_tuned_on_one_seed_and_judged_on_fresh_ones(cache: Path,
     plan = disk.carry_out(lambda name, lr, seed: abs(lr - methods.find(name).grid[1]) + 1)
     assert len(disk.carried_out) == plan.total == 2 * (4 + 2)
     for row in plan.rows:
-        assert (row.best_lr, row.edge) == (methods.find(row.method.name).grid[1], False)
+        assert (row.best, row.open_axes) == ({"lr": methods.find(row.method.name).grid[1]}, ())
     tuning = {(c.method.name, c.method.lr) for c in disk.carried_out if c.purpose == "tune"}
     assert {c.seed for c in disk.carried_out if c.purpose == "tune"} == {0}
     assert tuning == {(name, lr) for name in ("adamw", "lion") for lr in methods.find(name).grid}
@@ -85,12 +92,12 @@ def test_every_method_is_tuned_on_one_seed_and_judged_on_fresh_ones(cache: Path,
 def test_a_best_rate_on_the_edge_is_followed_as_often_as_allowed(cache: Path, tmp_path: Path) -> None:
     disk = Disk(study(cache, tmp_path, methods=[{"name": "adamw", "grid": [1e-3, 2e-3]}], extend=2))
     plan = disk.carry_out(lambda name, lr, seed: 1 / lr)
-    assert plan.rows[0].grid == [1e-3, 2e-3, 4e-3, 8e-3]
-    assert (plan.rows[0].best_lr, plan.rows[0].edge) == (8e-3, True)
+    assert plan.rows[0].axes["lr"] == [1e-3, 2e-3, 4e-3, 8e-3]
+    assert (plan.rows[0].best, plan.rows[0].open_axes) == ({"lr": 8e-3}, ("lr",))
     again = Disk(study(cache, tmp_path, methods=[{"name": "adamw", "grid": [1e-3, 2e-3]}], extend=3))
     plan = again.carry_out(lambda name, lr, seed: 200.0)
-    assert plan.rows[0].grid == [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
-    assert (plan.rows[0].best_lr, plan.rows[0].edge) == (8e-3, False)
+    assert plan.rows[0].axes["lr"] == [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
+    assert (plan.rows[0].best, plan.rows[0].open_axes) == ({"lr": 8e-3}, ())
     assert [c.method.lr for c in again.carried_out] == [1.6e-2]
 
 
@@ -110,8 +117,8 @@ def test_a_method_that_always_diverges_has_no_winner(cache: Path, tmp_path: Path
     disk = Disk(study(cache, tmp_path, methods=["adamw", "lion"], extend=1))
     plan = disk.carry_out(lambda name, lr, seed: None if name == "lion" else abs(lr - 4e-3))
     lion = plan.rows[1]
-    assert (lion.best_lr, lion.edge) == (None, True)
-    assert lion.grid == [2e-4, *methods.find("lion").grid]
+    assert (lion.best, lion.open_axes) == (None, ("lr",))
+    assert lion.axes["lr"] == [2e-4, *methods.find("lion").grid]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +149,7 @@ class Trouble(Watcher):
         self.runs: list[str] = []
         self.states: list[str] = []
         self.pid = 0
-        self.extensions: list[float] = []
+        self.extensions: list[tuple[str, float]] = []
 
     def started(self, config: TrainConfig, worker: int) -> None:
         self.runs.append(f"{config.method.name} {config.method.lr:g} {config.seed}")
@@ -157,24 +164,24 @@ class Trouble(Watcher):
     def ended(self, config: TrainConfig, worker: int, state: str, loss: float | None, message: str) -> None:
         self.states.append(state)
 
-    def extended(self, method: Any, lr: float) -> None:
-        self.extensions.append(lr)
+    def extended(self, method: Any, axis: str, value: float) -> None:
+        self.extensions.append((axis, value))
 
 
-def test_a_comparison_survives_a_killed_worker_and_a_stop(
+def test_a_study_survives_a_killed_worker_and_a_stop(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # One worker, so that the order is known. It imports everything once (and once more after it is killed).
     stop = Stop()
     watch = Trouble(stop)
-    start = compare.Pool._start
+    start = module.Pool._start
 
     def spy(pool: Any) -> Any:
         process, connection = start(pool)
         watch.pid = watch.pid or process.pid if not watch.runs else 0
         return process, connection
 
-    monkeypatch.setattr(compare.Pool, "_start", spy)
+    monkeypatch.setattr(module.Pool, "_start", spy)
     assert not study(cache, tmp_path).carry_out(workers=1, watch=watch, stop=stop)
     folder = tmp_path / "compare"
     assert watch.runs[:4] == ["adamw 0.01 0", "adamw 0.02 0", watch.runs[2], watch.runs[2]]
@@ -202,12 +209,12 @@ def test_a_comparison_survives_a_killed_worker_and_a_stop(
         assert [row["step"] for row in lines(path / "metrics.jsonl")] == list(range(1, 13))
 
     # Nothing is left to do: no worker is started, and the same comparison is found again.
-    monkeypatch.setattr(compare, "Pool", None)
+    monkeypatch.setattr(module, "Pool", None)
     assert study(cache, tmp_path).carry_out()
 
     # Another workload in the same folder is refused, and so is a run that began from other weights.
     other = tiny(cache, workload__steps=13).workload.model_dump()
-    with pytest.raises(UserError, match="another workload: steps is 12 there and 13 now"):
+    with pytest.raises(UserError, match=r"workload\.steps is 12 there and 13 now"):
         study(cache, tmp_path, workload=other).carry_out()
     path = next((folder / "runs").glob("lionmuon*s1*")) / "final.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"init_hash": "other"}))

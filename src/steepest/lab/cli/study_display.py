@@ -1,0 +1,178 @@
+"""What `steepest study` and `steepest compare` show: progress while they run, and the result in the terminal."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from steepest.lab.studies import Watcher
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from steepest.lab.config import StudyConfig, StudyMethod, TrainConfig
+    from steepest.lab.results import Study as FinishedStudy
+    from steepest.lab.studies import Study
+    from steepest.lab.training import Progress
+
+
+def carry_out(study: Study, workers: int | None, report: bool, quiet: bool) -> None:
+    """Carry a study out in front of the user, then show its result; exit code 130 when stopped."""
+    from rich.console import Console
+
+    from steepest.lab.results import read_study
+    from steepest.lab.runs import command
+    from steepest.lab.signals import stop_on_signals
+
+    count = workers or default_workers(study.config.device)
+    with stop_on_signals() as stop, Display(count, quiet) as display:
+        finished = study.carry_out(workers=count, watch=display, stop=stop)
+    if not finished:
+        typer.echo("stopped; all runs are saved. To go on:", err=True)
+        typer.echo(f"  {command()}", err=True)
+        raise typer.Exit(130)
+    console = Console()
+    show(read_study(study.folder), console)
+    if report:
+        from steepest.lab.report import write
+
+        console.print(f"\nreport: {write(study.folder)}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"runs: {study.runs}", soft_wrap=True, highlight=False, markup=False)
+
+
+def default_workers(device: str) -> int:
+    """As many as there are cores; 1 on a GPU, which runs would share."""
+    import torch
+
+    if device != "cpu" and torch.cuda.is_available():
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Display(Watcher):
+    """What a comparison is doing: a line per finished run, and on a terminal a bar per worker and one for the whole."""
+
+    def __init__(self, workers: int, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = Console(stderr=True, quiet=quiet)
+        self.bars = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[state]}"), TimeRemainingColumn(),
+            console=self.console, disable=quiet or not self.console.is_terminal,
+        )  # fmt: skip
+        self.workers = workers
+        self.lines: dict[int, Any] = {}
+        self.began: dict[int, float] = {}
+        self.done, self.runs = 0, 0
+
+    def __enter__(self) -> Display:
+        self.bars.start()
+        self.whole = self.bars.add_task("starting", total=None, state="")
+        self.lines = {
+            worker: self.bars.add_task("", total=1, state="", visible=False) for worker in range(self.workers)
+        }
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bars.stop()
+
+    def _print(self, text: str, style: str = "") -> None:
+        self.bars.console.print(text, style=style, soft_wrap=True, markup=False, highlight=False)
+
+    def planned(self, config: StudyConfig, runs_left: int, seconds: float | None) -> None:
+        """Say how long it will take."""
+        self.runs, self.steps = runs_left, config.workload.steps
+        about = "" if seconds is None else f", about {duration(seconds * 1.3 + 10)}"
+        self._print(f"{config.name}: {runs_left} runs of {self.steps:,} steps, {self.workers} at a time{about}")
+        self._draw_whole()
+
+    def _draw_whole(self) -> None:
+        self.bars.update(self.whole, total=self.runs * self.steps, description=f"all runs  {self.done}/{self.runs}")
+
+    def started(self, config: TrainConfig, worker: int) -> None:
+        """Show the worker's bar."""
+        self.began[worker] = time.monotonic()
+        self.runs = max(self.runs, self.done + len(self.began))  # a grid has grown
+        self.bars.reset(
+            self.lines[worker], total=config.workload.steps, description=_title(config), state="", visible=True
+        )
+
+    def progressed(self, worker: int, progress: Progress) -> None:
+        """Move the bars."""
+        state = f"loss {progress.loss:.3f}  {progress.tokens_per_second:,.0f} tokens/s"
+        self.bars.update(self.lines[worker], completed=progress.step, state=state)
+        under_way = sum(self.bars.tasks[self.lines[worker]].completed for worker in self.began)
+        self.bars.update(self.whole, completed=self.done * self.steps + under_way)
+
+    def ended(self, config: TrainConfig, worker: int, state: str, loss: float | None, message: str) -> None:
+        """Print a line."""
+        seconds = time.monotonic() - self.began.pop(worker)
+        self.bars.update(self.lines[worker], visible=False)
+        self.done += state in ("done", "diverged")
+        self._draw_whole()
+        outcome = f"loss {loss:.4f}" if loss is not None else state.upper()
+        self._print(f"{_title(config):<42} {outcome:<14} {seconds:5.1f} s", "" if state == "done" else "yellow")
+        if message:
+            self._print(message.rstrip(), "red")
+
+    def extended(self, method: StudyMethod, axis: str, value: float) -> None:
+        """Say why there are more runs."""
+        name = "learning rate" if axis == "lr" else axis
+        self._print(f"{method.label or method.name}: the best {name} is on the edge of the grid; trying {value:g} too")
+
+    def waiting(self, runs: int) -> None:
+        """Say why nothing happens."""
+        self._print(f"waiting for {runs} runs of other processes")
+
+
+def _title(config: TrainConfig) -> str:
+    method = config.method
+    return f"{method.label or method.name} lr {method.lr:g} seed {config.seed} ({config.purpose})"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def show(study: FinishedStudy, console: Console) -> None:
+    """Print the learning rates tried and the result of a comparison."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from steepest.lab.report import headline, terminal_table, verdict
+
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for method in study.methods:
+        cells = []
+        for trial in method.trials:
+            loss = f"{trial.loss:.3f}" if math.isfinite(trial.loss) else trial.state
+            cells.append(Text(f"{trial.lr:g}\n{loss}", "bold underline" if trial.lr == method.best_lr else ""))
+        table.add_row(method.label, *cells, Text("best on\nthe edge", "yellow") if method.edge else "")
+    rows = headline(study)
+    lines = [
+        *verdict(study, rows),
+        "Tokens per second of a worker: "
+        + ", ".join(f"{row.method.label} {row.tokens_per_second:,.0f}" for row in rows if row.tokens_per_second > 0)
+        + " (what else the machine was doing counts).",
+    ]
+    console.print(
+        f"\nLearning rates tried, and their validation loss (seed {study.tuning_seed}; the best is underlined)"
+    )
+    console.print(table)
+    console.print()
+    console.print(terminal_table(study))
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
