@@ -146,8 +146,7 @@ def _sections(owned: Owned, word: str, kind: str, transposed: bool) -> tuple[tup
     parent = owned.place.parent
     if word == "query_key_value" or (parent is not None and names.INTERLEAVED.search(names.class_name(parent))):
         return (), ", q, k, v interleaved by head, kept joined"
-    heads = _number(parent, "num_heads", "num_attention_heads", "n_heads", "n_head", "nhead")
-    keys = _number(parent, "num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", "kv_n_heads", "kv_heads")
+    heads, keys = declared_heads(parent)
     head = _number(parent, "head_dim", "head_size", "attention_head_size") or (width // heads if heads else None)
     if heads and head:
         query, key = heads * head, (keys or heads) * head
@@ -181,6 +180,14 @@ def _conv_note(module: _ConvNd) -> str:
     if module.groups == 1:
         return ""
     return ", depthwise" if module.groups == module.in_channels else f", {module.groups} groups"
+
+
+def declared_heads(module: nn.Module | None) -> tuple[int | None, int | None]:
+    """Numbers of query heads and of key and value heads that a module, or else its config, declares."""
+    return (
+        _number(module, "num_heads", "num_attention_heads", "n_heads", "n_head", "nhead"),
+        _number(module, "num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", "kv_n_heads", "kv_heads"),
+    )
 
 
 def _number(module: nn.Module | None, *names: str) -> int | None:

@@ -63,7 +63,7 @@ HEADS = re.compile(
     r"(^|_)(heads?|classifier|logits)$|^(score|fc|output|output_layer|output_projection|embed_out|unembed(ding)?|"
     r"qa_outputs|proj_out|generator)$"
 )
-STEM = re.compile(r"embed|(^|_)(stem|patch)")
+STEM = re.compile(r"embed|(^|_)(stem|patch)|^downsampl(e|er|ing)(_layers?)?$")
 POSITION = re.compile(r"(^|_)(wpe|pos|rel|relative)(_|$)|(^|_)position")
 NORM_NAME = re.compile(r"norm|(^|_)(ln|bn)(_|\d|$)", re.IGNORECASE)
 EMBEDDING_NAME = re.compile(r"(^|_)emb(ed(ding)?s?)?(_|$)")

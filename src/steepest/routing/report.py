@@ -66,7 +66,7 @@ def rms_step(rule: Rule, view: View | str, shape: Sequence[int]) -> float | None
 
 def state_bytes(rule: Rule, shape: Sequence[int], dtype: torch.dtype) -> int:
     """Bytes of the buffers that a rule declares for a parameter, without the step counter."""
-    return sum(math.prod(s) * d.itemsize for s, d in rule.buffer_specs(torch.Size(shape), dtype).values())
+    return sum(math.prod(s) * d.itemsize for s, d in rule.state_specs(torch.Size(shape), dtype).values())
 
 
 def text(rows: Sequence[Row]) -> str:
@@ -112,10 +112,11 @@ def _folded_name(names: Sequence[str]) -> str:
     """``a.0.b`` and ``a.1.b`` as ``a.{0-1}.b``."""
     found = [sorted(set(map(int, column))) for column in zip(*(re.findall(r"\b\d+\b", n) for n in names), strict=True)]
     parts = iter(found)
-    return re.sub(r"\b\d+\b", lambda _: _numbers(next(parts)), names[0])
+    return re.sub(r"\b\d+\b", lambda _: ranges(next(parts)), names[0])
 
 
-def _numbers(numbers: list[int]) -> str:
+def ranges(numbers: list[int]) -> str:
+    """Increasing numbers as ``3`` or ``{0-4,7}``."""
     runs: list[list[int]] = []
     for n in numbers:
         if runs and n == runs[-1][-1] + 1:

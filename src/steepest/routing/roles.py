@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from steepest.routing import names
@@ -42,9 +42,9 @@ class Role:
         layer: running number of the repeated block the parameter is in, over the whole model (a decoder's layers go on
             where the encoder's end, and stages are numbered through); None outside of them.
         block: the part of the layer, so that (layer, block) is a partition of the matrices: "attention", "mlp" (experts
-            too), "mixer", "conv", "router", "embedding" (position tables, patch and stem convolutions too), "head", or
-            "linear" if nothing is known; all normalisation layers are in "norm"; a bias or vector is in the block of
-            the matrices beside it, or in "vector" if there are none.
+            too), "mixer", "conv", "router", "embedding" (position tables, patch and stem convolutions, downsampling
+            between stages too), "head", or "linear" if nothing is known; all normalisation layers are in "norm"; a bias
+            or vector is in the block of the matrices beside it, or in "vector" if there are none.
         view: how the tensor is a stack of matrices; ``element`` if it is none.
         tied: other names of the same parameter.
         why: what decided, in a few words.
@@ -86,7 +86,7 @@ def named_roles(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Role]]:
         yield name, parameter, role
 
 
-def unknown_message(name: str, parameter: nn.Parameter) -> str:
+def unknown_message(name: str, parameter: Tensor) -> str:
     """What to say of a parameter that fits no role."""
     return (
         f"parameter {name!r} of shape {tuple(parameter.shape)} fits no known role: neither its module nor its name say "
