@@ -1,10 +1,4 @@
-"""Is the difference between two methods real, or is it the noise of the seeds?
-
-Every method of a study is trained from the same seeds, and a seed fixes the initial weights and the order of the data.
-Most of the noise is therefore common to two methods and cancels in the *paired* difference, seed by seed. All
-conclusions rest on it: a method is called better or worse only if the 95% t interval of the mean paired difference
-excludes zero.
-"""
+"""Two methods, paired by seed."""
 
 from __future__ import annotations
 
@@ -16,15 +10,13 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
+from steepest.lab.statistics.intervals import CONFIDENCE, generator
+from steepest.lab.statistics.noise import more_seeds
+
 Verdict = Literal["better", "worse", "not decided"]
 
-CONFIDENCE = 0.95
-POWER = 0.80
-# 2.8 = z(0.975) + z(0.80): two-sided 5% test with 80% power.
-DETECTABLE = 2.8
 # Exact up to 13 seeds (2^13 sign patterns); beyond that, this many random patterns.
 _SIGN_PATTERNS = 9_999
-_MOST_SEEDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -79,6 +71,17 @@ def summarize(values: Sequence[float]) -> Summary:
     return Summary(int(x.size), mean, sd, mean - half, mean + half)
 
 
+def paired_differences(method: Mapping[int, float], other: Mapping[int, float]) -> list[float]:
+    """`method` minus `other`, one number per seed that both finished, in the order of the seeds.
+
+    Args:
+        method: Final loss by seed.
+        other: Final loss by seed of the method to compare with, usually the baseline.
+    """
+    differences = [method[seed] - other[seed] for seed in sorted(method.keys() & other.keys())]
+    return [d for d in differences if math.isfinite(d)]
+
+
 def compare(method: Mapping[int, float], other: Mapping[int, float]) -> Comparison:
     """Compare two methods by the losses of their shared seeds.
 
@@ -86,8 +89,7 @@ def compare(method: Mapping[int, float], other: Mapping[int, float]) -> Comparis
         method: Final loss by seed.
         other: Final loss by seed of the method to compare with, usually the baseline.
     """
-    differences = [method[seed] - other[seed] for seed in sorted(method.keys() & other.keys())]
-    differences = [d for d in differences if math.isfinite(d)]
+    differences = paired_differences(method, other)
     s = summarize(differences)
     verdict: Verdict = "not decided"
     if s.n >= 2 and s.high < 0:
@@ -127,7 +129,7 @@ def sign_flip_p(differences: Sequence[float]) -> float | None:
         np.mean,
         permutation_type="samples",
         n_resamples=_SIGN_PATTERNS,
-        random_state=np.random.default_rng(0),
+        random_state=generator(),
     )
     return float(result.pvalue)
 
@@ -141,40 +143,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(asked) - rank) * p_values[i]))
         adjusted[i] = running
     return adjusted
-
-
-def minimum_detectable_effect(sigma: float, n: int) -> float:
-    """Smallest difference between two methods that n seeds each show with 80% power at a two-sided 5% level.
-
-    Args:
-        sigma: Standard deviation of one method's final loss over seeds.
-        n: Seeds per method.
-
-    Returns:
-        2.8 sigma sqrt(2 / n); NaN for no seeds. Pairing by seed usually sees smaller differences than this.
-    """
-    return DETECTABLE * sigma * math.sqrt(2 / n) if n > 0 else math.nan
-
-
-def more_seeds(difference: float, sd: float, n: int) -> int | None:
-    """How many seeds beyond n a paired comparison needs to decide a difference with 80% power at the 5% level.
-
-    The 2.8 of `minimum_detectable_effect` is replaced by t quantiles, which matter with few seeds.
-
-    Args:
-        difference: Mean paired difference seen so far.
-        sd: Standard deviation of the paired differences; with fewer than two seeds it is unknown and the answer is
-            what is missing to two.
-        n: Seeds so far.
-
-    Returns:
-        The number of further seeds, or None if the difference is too small for any reasonable number (10,000).
-    """
-    if n < 2:
-        return 2 - n
-    if difference == 0:
-        return None
-    sizes = np.arange(2, _MOST_SEEDS)
-    quantiles = stats.t.ppf((1 + CONFIDENCE) / 2, sizes - 1) + stats.t.ppf(POWER, sizes - 1)
-    enough = np.flatnonzero(quantiles * sd / np.sqrt(sizes) <= abs(difference))
-    return max(0, int(sizes[enough[0]]) - n) if enough.size else None
