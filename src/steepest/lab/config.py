@@ -124,6 +124,7 @@ class TrainConfig(Strict):
         micro_batch: sequences per forward-backward pass; gradients accumulate to `batch_size`. None: all at once.
         checkpoint_every: steps between checkpoints; 0 = ten times a run.
         log_every: steps per line of metrics.jsonl (the loss in it is their mean); 0 = at most 1,000 lines a run.
+        diagnostics_every: steps between measurements of what a step does (`steepest.lab.diagnostics`); 0 for none.
         threads: torch threads; None leaves torch's choice.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ...
         cache: folder of prepared data; None for the default.
@@ -137,6 +138,7 @@ class TrainConfig(Strict):
     micro_batch: int | None = Field(default=None, ge=1)
     checkpoint_every: int = Field(default=0, ge=0)
     log_every: int = Field(default=0, ge=0)
+    diagnostics_every: int = Field(default=0, ge=0)
     threads: int | None = Field(default=None, ge=1)
     device: str = "auto"
     cache: str | None = None
@@ -235,6 +237,7 @@ class StudyConfig(Strict):
         seeds: the fresh seeds of the final runs.
         extend: how many times a grid may grow along an axis when the best value lies on its edge; a best value that is
             still on the edge after that leaves the row open.
+        diagnostics_every: steps between measurements of what a step does; 0 for none. No part of a run's identity.
         device: "auto", "cpu", "cuda", ...
         cache: folder of prepared data; None for the default.
     """
@@ -248,6 +251,7 @@ class StudyConfig(Strict):
     tuning_seed: int = Field(default=0, ge=0)
     seeds: tuple[int, ...] = (1, 2)
     extend: int = Field(default=3, ge=0)
+    diagnostics_every: int = Field(default=0, ge=0)
     device: str = "auto"
     cache: str | None = None
 

@@ -75,7 +75,8 @@ class TradeOff:
             return x + (1 - x) * other
 
         power = self.tail / (self.tail - 1)
-        return mixed(1 / self.spectral_cost) * mixed(self.smoothness_ratio) * mixed(self.noise_ratio) ** power
+        noise: float = mixed(self.noise_ratio) ** power
+        return mixed(1 / self.spectral_cost) * mixed(self.smoothness_ratio) * noise
 
     @property
     def cheaper(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -76,15 +76,18 @@ class SmoothnessProbe:
             raise RuntimeError("call before() ahead of optimizer.step(), then after(closure)")
         before, self._before = self._before, None
         gradients = self._fresh_gradients(closure)
-        parts: list[tuple[Tensor, ...]] = []
-        for p, g, (old_p, old_g) in zip(self._parameters, gradients, before, strict=True):
-            size = piece_elements(p.device)
-            g, old_g = (torch.zeros_like(p) if x is None else x for x in (g, old_g))  # noqa: PLW2901
-            columns = (x.detach().reshape(-1).split(size) for x in (g, old_g, p, old_p))
-            for new, old, here, there in zip(*columns, strict=True):
-                change, step = new.to(self._dtype) - old, here.to(self._dtype) - there
-                parts.append((change.norm(2), change.norm(1), step.norm(2), step.norm(math.inf)))
-        return _ratios(parts)
+        return secant(
+            [
+                (
+                    torch.zeros_like(p) if g is None else g,
+                    torch.zeros_like(p) if old_g is None else old_g,
+                    p.detach(),
+                    old_p,
+                )
+                for p, g, (old_p, old_g) in zip(self._parameters, gradients, before, strict=True)
+            ],
+            self._dtype,
+        )
 
     def _fresh_gradients(self, closure: Callable[[], object]) -> list[Tensor | None]:
         kept = [p.grad for p in self._parameters]
@@ -104,11 +107,23 @@ class SmoothnessProbe:
         return gradients
 
 
-def _ratios(parts: list[tuple[Tensor, ...]]) -> Smoothness:
-    """The norm of all from the norms of the pieces; the values are read back from the device once."""
+def secant(changes: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], dtype: torch.dtype = torch.float64) -> Smoothness:
+    """The estimate from gradients and parameters after and before a step.
+
+    Args:
+        changes: of each tensor (gradient after, gradient before, parameter after, parameter before).
+        dtype: of differences and sums; float32 for devices without float64.
+    """
+    parts: list[tuple[Tensor, ...]] = []
+    for tensors in changes:
+        columns = (x.reshape(-1).split(piece_elements(x.device)) for x in tensors)
+        for new, old, here, there in zip(*columns, strict=True):
+            change, step = new.to(dtype) - old, here.to(dtype) - there
+            parts.append((change.norm(2), change.norm(1), step.norm(2), step.norm(math.inf)))
+    # The norm of all from the norms of the pieces; the values are read back from the device once.
     device = parts[0][0].device
     orders = (2.0, 1.0, 2.0, math.inf)
-    columns = (torch.stack([x.to(device) for x in column]) for column in zip(*parts, strict=True))
-    norms = torch.stack([column.norm(order) for column, order in zip(columns, orders, strict=True)])
+    stacked = (torch.stack([x.to(device) for x in column]) for column in zip(*parts, strict=True))
+    norms = torch.stack([column.norm(order) for column, order in zip(stacked, orders, strict=True)])
     change_2, change_1, step_2, step_max = norms.tolist()
     return Smoothness(change_2 / step_2 if step_2 else math.nan, change_1 / step_max if step_max else math.nan)

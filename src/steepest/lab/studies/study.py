@@ -48,7 +48,10 @@ class Study:
         labels = [method.label or method.name for method in config.methods]
         if config.baseline not in names + labels:
             raise unknown("baseline", config.baseline, labels)
-        base = TrainConfig(workload=config.workload, device=config.device, cache=config.cache, threads=1)
+        base = TrainConfig(
+            workload=config.workload, device=config.device, cache=config.cache, threads=1,
+            diagnostics_every=config.diagnostics_every,
+        )  # fmt: skip
         self.base = resolve(base)
         self.config = config.model_copy(update={"workload": self.base.workload})
         for method in config.methods:
