@@ -143,7 +143,8 @@ class Diagnostics:
             return dict.fromkeys(("gradient_noise", "gradient_squared", "noise_scale"), math.nan)
         squared = (big * full - small * self._half) / (big - small)
         noise = (self._half - full) / (1 / small - 1 / big)
-        return {"gradient_noise": noise, "gradient_squared": squared, "noise_scale": noise / squared if squared else math.inf}
+        scale = noise / squared if squared else math.inf
+        return {"gradient_noise": noise, "gradient_squared": squared, "noise_scale": scale}
 
 
 def _squared_norm(gradients: Sequence[Tensor]) -> float:
