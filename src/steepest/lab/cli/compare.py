@@ -34,7 +34,12 @@ def register(app: typer.Typer) -> None:
 
 
 def compare(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN RUN ...]", help="Runs that exist: show what differs, and train nothing."),
+    ] = None,
     *,
+    root: Annotated[Path, typer.Option(help="The folder that holds these runs.")] = Path("runs"),
     preset: Annotated[str | None, typer.Option(help=f"A ready-made comparison: {', '.join(PRESETS)}.")] = None,
     methods: Annotated[str | None, typer.Option(help="Names of `steepest optimizers`, with commas.")] = None,
     grid: Annotated[
@@ -76,6 +81,8 @@ def compare(
 
     Example: steepest compare --preset demo
 
+    Example: steepest compare adamw-lr0.004-s1 lionmuon-lr0.01-s1     (runs that exist, side by side)
+
     Example: steepest compare --methods adamw,lionmuon --model mini --tokenizer bpe-4096 --steps 1000 --seeds 3
 
     Every method has the same weights, data, schedule and clipping per seed, which is checked. A best learning rate on
@@ -92,6 +99,9 @@ def compare(
     from steepest.lab.config import StudyConfig, validate
     from steepest.lab.studies import Study
 
+    if runs:
+        show_differences(runs, root)
+        return
     if preset is not None and preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
     values = options.gather(PRESETS.get(preset or "", {}), config, override, {
@@ -122,3 +132,23 @@ def _set_grids(values: dict[str, Any], grids: list[str]) -> None:
         except ValueError:
             raise UserError(f"--grid is NAME=LR,LR, for example lionmuon=5e-3,1e-2,2e-2; got {text!r}.") from None
     values["methods"] = methods
+
+
+def show_differences(names: list[str], root: Path) -> None:
+    """Print settings and results of runs side by side, leaving out what is the same in all."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from steepest.lab.store import Index
+    from steepest.lab.store.comparing import differences
+
+    folders = [Path(name) if (Path(name) / "config.json").exists() else Index(root).find(name) for name in names]
+    rows = differences(folders)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for folder in folders:
+        table.add_column(Text(folder.name), overflow="fold")
+    for name, values in rows:
+        table.add_row(Text(name), *(Text("" if value is None else str(value)) for value in values))
+    Console().print(table)

@@ -1,0 +1,316 @@
+"""SGG, Scaling with Gradient Grouping: the step of each element scaled by the cluster that its momentum is in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from steepest import sharding
+from steepest.engine.fitting import listed
+from steepest.rules.base import check_choice, check_range, check_whole
+from steepest.scaling import sampling
+from steepest.scaling.applying import Factor
+from steepest.scaling.clusters import cluster_bounds
+from steepest.scaling.partition import Partition, partition
+from steepest.scaling.places import BlockMapping
+from steepest.scaling.wrapper import Wrapper, check_base
+
+MOMENTUM = ("exp_avg", "momentum", "momentum_buffer")
+"""What optimizers call their first moment."""
+
+
+@dataclass
+class _Memory:
+    """What SGG remembers: the number of the step, and by name the scales of the clusters and where elements are."""
+
+    step: int = 0
+    scales: dict[str, Tensor] = field(default_factory=dict)
+    ids: dict[str, Tensor] = field(default_factory=dict)
+
+
+class SGG(Wrapper):
+    """Scale the step of each element by the cluster of its momentum inside its weight (Li et al. 2025, 2506.01049).
+
+    A wrapper of any torch optimizer: ``SGG(torch.optim.AdamW(model.parameters(), lr=1e-3), model)``. It is the baseline
+    of SAC; SAC has one number for a block, SGG one byte for an element. After the base has formed the momentum m of a
+    weight, and before its step is final::
+
+        every `recluster` steps: clusters C of the elements by K-means on m
+        D_c = median over c of |m - mean(m)|      D = median of all D_c of the model
+        S_c = beta S_c + (1 - beta) clamp(D / (D_c + eps), bounds)              (from S = 1)
+        step of an element x S of its cluster
+
+    The authors' released code differs: it clusters |m| and takes ratios of means. Nothing of that is here.
+
+    Args:
+        base: the optimizer to wrap. Its momentum is what it keeps as one of ``MOMENTUM``, else the gradient.
+        model: the model whose parameters it has; or its (name, parameter) pairs, with ``partition``.
+        clusters: K, at most 255; default 3 (paper).
+        recluster: steps between clusterings; default 500 (paper; 1 to 10 % of a run). The first is at the first step.
+        interval: steps between updates of the scales; default 1, as the paper's list of steps reads.
+        beta: of the moving average of the scales, in [0, 1); default 0.99 (paper; 0.9 in the comparison of SAC).
+        bounds: of what enters the average; default (0.1, 10) (paper).
+        eps: default 1e-8 (paper).
+        values: cluster by "signed" momentum (default) or its "magnitude".
+        pool: D is the median over "clusters" (default) or over all "elements" of |m - mean|; the paper leaves it open.
+        samples: elements of each weight that the medians are made from; default 4096 (the average smooths what error
+            they have: 3 % each); None for all of them.
+        cluster_samples: elements of each weight that K-means sees; default 65536; None for all.
+        storage: where the clusters are kept, a byte an element: "device" (default) or "cpu".
+        seed: of the places that are read.
+        partition: as for ``SAC``. Only what is in the partition is scaled: no norms, biases and other vectors.
+        embedding, head, router: "scale" or "exclude"; as for ``SAC``.
+
+    The factors are tensors, so they are applied to the update: one copy of the parameters during the step, and weight
+    decay scaled along. Through ``torch.distributed.checkpoint`` only the base goes; clusters then begin anew.
+
+    Raises:
+        TypeError: the base is no optimizer or needs a closure.
+        ValueError: an option is out of range, or parameters of the optimizer are not of the model.
+    """
+
+    key: ClassVar[str] = "sgg"
+
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        model: nn.Module | Iterable[tuple[str, Tensor]],
+        *,
+        clusters: int = 3,
+        recluster: int = 500,
+        interval: int = 1,
+        beta: float = 0.99,
+        bounds: tuple[float, float] = (0.1, 10.0),
+        eps: float = 1e-8,
+        values: str = "signed",
+        pool: str = "clusters",
+        samples: int | None = 1 << 12,
+        cluster_samples: int | None = 1 << 16,
+        storage: str = "device",
+        seed: int = 0,
+        partition: Partition | BlockMapping | None = None,
+        embedding: str = "scale",
+        head: str = "scale",
+        router: str = "exclude",
+    ) -> None:
+        check_base("SGG", base)
+        check_whole("SGG", "clusters", clusters, 1)
+        if clusters > 255:
+            raise ValueError(f"SGG: clusters must be at most 255, one byte for each element, got {clusters}")
+        for name, value in (("recluster", recluster), ("interval", interval)):
+            check_whole("SGG", name, value, 1)
+        for name, count in (("samples", samples), ("cluster_samples", cluster_samples)):
+            if count is not None:
+                check_whole("SGG", name, count, sampling.RUN)
+        check_range("SGG", "beta", beta, 0.0, 1.0)
+        if beta == 1.0:
+            raise ValueError("SGG: beta must be below 1, got 1.0, at which no scale would ever change")
+        check_range("SGG", "eps", eps, 0.0, math.inf)
+        low, high = bounds
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"SGG: bounds must be (smallest, largest) with 0 < smallest <= largest, got {bounds!r}")
+        check_choice("SGG", "values", values, ("signed", "magnitude"))
+        check_choice("SGG", "pool", pool, ("clusters", "elements"))
+        check_choice("SGG", "storage", storage, ("device", "cpu"))
+        self.options: dict[str, Any] = {
+            "clusters": clusters, "recluster": recluster, "interval": interval, "beta": beta, "bounds": (low, high),
+            "eps": eps, "values": values, "pool": pool, "samples": samples, "cluster_samples": cluster_samples,
+            "storage": storage, "seed": seed,
+        }  # fmt: skip
+        policies = {"embedding": embedding, "head": head, "router": router}
+        self._partition = _find(model, partition, policies)
+        self._memory = _Memory()
+        self._fresh = True
+        self._members = self._scaled(base.param_groups)
+        super().__init__(base, apply="update")
+
+    def _scaled(self, groups: Sequence[Mapping[str, Any]]) -> dict[Tensor, str]:
+        """Names of the parameters of these groups that are scaled."""
+        index = self._partition.index()
+        entries = [e for group in groups for e in group["params"]]
+        params = [entry[1] if isinstance(entry, tuple) else entry for entry in entries]
+        foreign = [f"a tensor of shape {tuple(p.shape)}" for p in params if id(p) not in index]
+        if foreign:
+            raise ValueError(
+                f"SGG: {len(foreign)} of the {len(params)} parameters of the optimizer are not parameters of the "
+                f"model: {listed(foreign)}. Give the model that the optimizer was made for"
+            )
+        found = {p: index[id(p)] for p in params}
+        return {p: name for p, (name, key) in found.items() if key is not None}
+
+    @property
+    def scales(self) -> dict[str, tuple[float, ...]]:
+        """The scale of each cluster by name of the weight, in ascending order of the momentum; 1 before any step."""
+        ones = (1.0,) * self.options["clusters"]
+        return {
+            name: tuple(self._memory.scales[name].tolist()) if name in self._memory.scales else ones
+            for name in self._members.values()
+        }
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a param group to the base; its parameters must be of the model."""
+        if "base" not in self.__dict__:
+            return
+        params = param_group["params"]
+        given = {**param_group, "params": [params] if isinstance(params, Tensor) else list(params)}
+        members = self._scaled([given])
+        super().add_param_group(given)
+        self._members |= members
+
+    # Step ------------------------------------------------------------------------------------------------------------
+
+    def factors(self) -> Mapping[Tensor, Factor]:
+        """Functions that give the factors when the base has formed the momentum of this step."""
+        self._fresh = False
+        params = [p for p in self._members if p.grad is not None]
+
+        def factor_of(param: Tensor) -> Factor:
+            def factor() -> Tensor:
+                if not self._fresh:
+                    self._renew(params)
+                    self._fresh = True
+                name = self._members[param]
+                scales = self._memory.scales.get(name)
+                here = sharding.local(param)
+                if scales is None:
+                    return torch.ones((), device=here.device)
+                ids = sharding.local(self._memory.ids[name]).to(here.device, non_blocking=True)
+                # K is small: as many passes over a byte each are cheaper than a gather with indices of four
+                factor = torch.full_like(here, 1.0) * scales[0].to(here.dtype)
+                for c in range(1, len(scales)):
+                    factor.masked_fill_(ids == c, scales[c].to(here.dtype))
+                return factor
+
+            return factor
+
+        return {param: factor_of(param) for param in params}
+
+    def stepped(self) -> None:
+        """The step is complete."""
+        self._memory.step += 1
+
+    def _renew(self, params: Sequence[Tensor]) -> None:
+        """Cluster and renew the scales, where it is time; a weight that is new is clustered at once."""
+        step, options = self._memory.step, self.options
+        momenta = {self._members[p]: self._momentum(p) for p in params if p.numel()}
+        due = step % options["recluster"] == 0
+        new = [name for name in momenta if due or name not in self._memory.ids]
+        if new:
+            self._cluster({name: momenta[name] for name in new})
+        if step % options["interval"] == 0 and momenta:
+            self._average(momenta)
+
+    def _momentum(self, param: Tensor) -> Tensor:
+        state = self.base.state.get(param, {})
+        found = (state[name] for name in MOMENTUM if isinstance(state.get(name), Tensor))
+        own = next((x for x in found if x.shape == param.shape and x.is_floating_point()), param.grad)
+        assert own is not None
+        return own.detach()
+
+    def _cluster(self, momenta: Mapping[str, Tensor]) -> None:
+        names, options = list(momenta), self.options
+        sample = self._sample(list(momenta.values()), options["cluster_samples"])
+        for rows in sample:
+            seen = rows.values.abs() if options["values"] == "magnitude" else rows.values
+            bounds = cluster_bounds(seen, options["clusters"]).float()
+            for owner, midpoints in zip(rows.owner.tolist(), bounds, strict=True):
+                name = names[owner]
+                momentum = momenta[name]
+                ids = torch.zeros_like(momentum, dtype=torch.uint8)
+                x = sharding.local(momentum).float()
+                x = x.abs() if options["values"] == "magnitude" else x
+                sharding.local(ids).copy_(torch.bucketize(x, midpoints.to(x.device)))
+                self._memory.ids[name] = ids.cpu() if options["storage"] == "cpu" else ids
+                if name not in self._memory.scales:
+                    self._memory.scales[name] = x.new_ones(options["clusters"], dtype=torch.float32)
+
+    def _average(self, momenta: Mapping[str, Tensor]) -> None:
+        """S <- beta S + (1 - beta) clamp(D / (D_c + eps)); an empty cluster keeps its scale. No read-back."""
+        names, options = list(momenta), self.options
+        ids = [self._memory.ids[name].to(sharding.local(momenta[name]).device) for name in names]
+        sample = self._sample(list(momenta.values()), options["samples"])
+        clusters = self._sample(ids, options["samples"])
+        owners: list[int] = []
+        found, pooled = [], []
+        for rows, of in zip(sample, clusters, strict=True):
+            x = rows.values
+            there = x.isfinite()
+            mean = torch.where(there, x, 0.0).double().sum(-1, keepdim=True) / there.sum(-1, keepdim=True)
+            distance = torch.where(there, (x - mean).abs(), torch.inf)
+            inside = [
+                _lower_median(torch.where(of.values == c, distance, torch.inf)) for c in range(options["clusters"])
+            ]
+            found.append(torch.stack(inside, -1))
+            pooled.append(distance.flatten())
+            owners += rows.owner.tolist()
+        own = torch.cat([each.to(found[0].device) for each in found])
+        whole = own.flatten() if options["pool"] == "clusters" else torch.cat([p.to(own.device) for p in pooled])
+        ratio = _lower_median(whole[None])[0] / (own + options["eps"])
+        raw = ratio.clamp(*options["bounds"])
+        for owner, scale, deviation in zip(owners, raw, own, strict=True):
+            old = self._memory.scales[names[owner]]
+            new = torch.lerp(scale.to(old), old, options["beta"])
+            self._memory.scales[names[owner]] = torch.where(deviation.isfinite().to(old.device), new, old)
+
+    def _sample(self, tensors: Sequence[Tensor], samples: int | None) -> list[sampling.Rows]:
+        size = max(x.numel() for x in tensors) if samples is None else samples
+        return sampling.gather([[x] for x in tensors], max(size, sampling.RUN), self.options["seed"])
+
+    # Checkpoint ------------------------------------------------------------------------------------------------------
+
+    def own_state(self) -> dict[str, Any]:
+        """Step, scales, and the cluster of each element; keyed by the names of the weights."""
+        memory = self._memory
+        return {
+            "options": {**self.options, "bounds": list(self.options["bounds"])},
+            "step": memory.step,
+            "scales": {name: x.clone() for name, x in memory.scales.items()},
+            "ids": {name: x.clone() for name, x in memory.ids.items()},
+        }
+
+    def check_own_state(self, saved: Mapping[str, Any]) -> None:
+        """Refuse the state of another model or another number of clusters."""
+        shapes = {name: tuple(p.shape) for p, name in self._members.items()}
+        for name, ids in saved["ids"].items():
+            if shapes.get(name) != tuple(ids.shape):
+                raise ValueError(
+                    f"the checkpoint of SGG has clusters of {name!r} in the shape {tuple(ids.shape)}, here it is "
+                    f"{shapes.get(name)}; build SGG with the same model, or take 'sgg' out of the checkpoint"
+                )
+        if saved["options"]["clusters"] != self.options["clusters"]:
+            raise ValueError(
+                f"the checkpoint of SGG has {saved['options']['clusters']} clusters, here there are "
+                f"{self.options['clusters']}; give clusters={saved['options']['clusters']}"
+            )
+
+    def load_own_state(self, saved: Mapping[str, Any] | None) -> None:
+        """Take what was saved; without it the scales begin at 1."""
+        if saved is None:
+            self._memory = _Memory()
+            return
+        by_name = {name: p for p, name in self._members.items()}
+        on_host = self.options["storage"] == "cpu"
+        self._memory = _Memory(
+            saved["step"],
+            {name: x.to(sharding.local(by_name[name]).device, copy=True) for name, x in saved["scales"].items()},
+            {name: x.cpu() if on_host else x.to(by_name[name].device, copy=True) for name, x in saved["ids"].items()},
+        )
+
+    def _shown(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+def _find(model: Any, given: Any, policies: Mapping[str, Any]) -> Partition:
+    return given if isinstance(given, Partition) else partition(model, given, **policies)
+
+
+def _lower_median(x: Tensor) -> Tensor:
+    """Of each row without its infinite values; infinite if there are no others."""
+    ordered = x.sort(-1).values
+    count = ordered.isfinite().sum(-1, keepdim=True)
+    return ordered.gather(-1, ((count - 1) // 2).clamp(min=0)).squeeze(-1)
