@@ -82,7 +82,7 @@ def test_a_diverged_and_a_stopped_run_have_their_own_exit_codes(
         (["compare", "--methods", "adamw", "--grid", "lion=1e-3"], "unknown method in --grid 'lion'"),
         (["compare", "--methods", "adamw", "--grid", "adamw=1e-3,x"], "--grid is NAME=LR,LR"),
         (["compare"], "nothing to compare"),
-        (["optimizers", "show", "adam"], "unknown optimizer 'adam'. Did you mean 'adamw'"),
+        (["optimizers", "show", "adam"], "unknown optimizer 'adam'. Did you mean 'radam' or 'nadam' or 'adamw'"),
     ],
 )
 def test_mistakes_get_one_message_and_exit_code_2(

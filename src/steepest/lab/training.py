@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from steepest.lab import checkpoints, methods, models, runs, schedules
 from steepest.lab.compute import choose_precision, loss_sum, pick_device, threads
 from steepest.lab.config import TrainConfig, command_line, run_id
 from steepest.lab.data import Pack, RunningHash
+from steepest.lab.diagnostics import Diagnostics
 from steepest.lab.errors import UserError
 from steepest.lab.signals import Stop
 from steepest.lab.workloads import open_data, record_start, resolve
@@ -106,7 +107,8 @@ class _Training:
         groups = self.optimizer.param_groups
         self.base_rates = [float(group["lr"]) for group in groups]
         self.labels = methods.group_labels(self.model, self.optimizer)
-        self.schedule = workload.schedule.build(self.steps)
+        self.diagnostics = Diagnostics(self.model, self.optimizer, config.diagnostics_every)
+        self.schedule = methods.schedule(config.method, workload.schedule).build(self.steps)
         self.stream = pack.train(batch_size=workload.batch_size, length=workload.sequence_length, seed=config.seed)
         self.validation = pack.validation(
             tokens=workload.evaluation.tokens,
@@ -116,8 +118,10 @@ class _Training:
         self.bytes_per_token = float(pack.bytes_per_token["validation"])
         # What a checkpoint holds beside model and optimizer.
         self.step, self.seconds, self.data_hash = 0, 0.0, RunningHash()
+        self.began = 0.0
         self.first_loss = math.nan
         self.window: list[float] = []
+        self.measured: dict[str, Any] = {}  # of the last measured step
         self.precision, timings, offsets = self._restore()
         self.evals = runs.Lines(directory.path / "evals.jsonl", offsets["evals"])
         self.metrics = runs.Lines(directory.path / "metrics.jsonl", offsets["metrics"])
@@ -150,7 +154,7 @@ class _Training:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         logged_at, logged_step = self.seconds, self.step
-        began = time.perf_counter() - self.seconds
+        self.began = time.perf_counter() - self.seconds
         stopping = stop.requested
         while self.step < self.steps and not stopping:
             factor = self.schedule.factor(self.step)
@@ -163,7 +167,7 @@ class _Training:
             if self.step == 1:  # now the optimizer has its state
                 self.directory.write("routing", methods.routing_rows(self.model, self.optimizer, self.base_rates))
             self.window.append(loss)
-            self.seconds = time.perf_counter() - began
+            self.seconds = time.perf_counter() - self.began
             if self.step % self.log_every == 0 or self.step == self.steps or fault:
                 speed = (self.step - logged_step) * self.tokens_per_step / max(self.seconds - logged_at, 1e-9)
                 mean = sum(self.window) / len(self.window)
@@ -174,37 +178,57 @@ class _Training:
                 logged_at, logged_step = self.seconds, self.step
             if fault:
                 return fault
-            # Evaluation and checkpoints are not training: the clock stands still.
-            if self.step % self.every == 0 or self.step == self.steps:
-                self._evaluate()
-            stopping = stop.requested
-            if self.step % self.checkpoint_every == 0 or self.step == self.steps or stopping:
-                self._save()
-            began = time.perf_counter() - self.seconds
+            with self._clock_stopped():
+                if self.step % self.every == 0 or self.step == self.steps:
+                    self._evaluate()
+                stopping = stop.requested
+                if self.step % self.checkpoint_every == 0 or self.step == self.steps or stopping:
+                    self._save()
         return None
+
+    @contextlib.contextmanager
+    def _clock_stopped(self) -> Iterator[None]:
+        """Measurements, evaluation and checkpoints are not training."""
+        stopped = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - stopped
 
     def _step(self) -> tuple[float, float, str | None]:
         """One optimizer step: mean loss, gradient norm before clipping, and a fault of the optimizer, if any."""
         batch = self.stream.batch(self.step)
         self.data_hash.update(self.stream.indices(self.step), batch)
-        count = batch.shape[0] * (batch.shape[1] - 1)
-        total = torch.zeros((), device=self.device)
-        for rows in batch.split(self.micro_batch):
-            loss = loss_sum(self.model, rows.to(self.device), self.precision) / count
-            loss.backward()
-            total += loss.detach()
+        pieces = [rows.to(self.device) for rows in batch.split(self.micro_batch)]
+        total = self._backward(pieces)
+        measured = self.diagnostics.due(self.step)
+        if measured:
+            with self._clock_stopped():
+                self.diagnostics.before(self._backward, pieces)
         clip = self.config.workload.clip
         norm = float(nn.utils.clip_grad_norm_(self.parameters, math.inf if clip is None else clip))
         fault = None
         try:
+            methods.offer_sample(self.optimizer, self.model, pieces, self.precision)
             self.optimizer.step()
         except (ArithmeticError, ValueError, RuntimeError) as error:
             if math.isfinite(norm):
                 raise
             fault = f"the optimizer refused the gradients: {error}"
+        if measured and fault is None:
+            with self._clock_stopped():
+                self.measured = self.diagnostics.after(self._backward, pieces)
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return float(total), norm, fault
+
+    def _backward(self, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Add the gradient of the mean loss over all tokens of the pieces; returns that loss."""
+        count = sum(rows.shape[0] * (rows.shape[1] - 1) for rows in pieces)
+        total = torch.zeros((), device=self.device)
+        for rows in pieces:
+            loss = loss_sum(self.model, rows, self.precision) / count
+            loss.backward()
+            total += loss.detach()
+        return total
 
     def _log(self, loss: float, norm: float, speed: float) -> None:
         rates = (float(group["lr"]) for group in self.optimizer.param_groups)
@@ -214,7 +238,9 @@ class _Training:
             "lr": dict(zip(self.labels, rates, strict=True)),
             "grad_norm": _finite(norm),
             "tokens_per_second": round(speed, 1),
+            **({"diagnostics": self.measured} if self.measured else {}),
         })  # fmt: skip
+        self.measured = {}
 
     def _position(self) -> dict[str, Any]:
         return {"step": self.step, "tokens": self.step * self.tokens_per_step, "seconds": round(self.seconds, 4)}
@@ -224,9 +250,10 @@ class _Training:
         """Append the loss on the fixed validation tokens, as a sum over tokens and their count."""
         self.model.eval()
         total, count = 0.0, 0
-        for batch in self.validation:
-            total += float(loss_sum(self.model, batch.to(self.device), self.precision))
-            count += batch.shape[0] * (batch.shape[1] - 1)
+        with methods.evaluated_weights(self.optimizer):
+            for batch in self.validation:
+                total += float(loss_sum(self.model, batch.to(self.device), self.precision))
+                count += batch.shape[0] * (batch.shape[1] - 1)
         self.model.train()
         self.evals.write(
             {**self._position(), "loss_sum": _finite(total), "count": count, **self._scores(total / count)}
@@ -240,18 +267,21 @@ class _Training:
         }
 
     def _save(self) -> None:
-        content = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
-            "counters": {"seconds": self.seconds, "data_hash": self.data_hash.value, "first_loss": self.first_loss},
-            "window": self.window,
-            "init_hash": self.init_hash,
-            "precision": self.precision,
-            "offsets": {"metrics": self.metrics.offset(), "evals": self.evals.offset()},
-        }
-        checkpoints.save(self.directory.checkpoints, self.step, content)
+        # The weights of a finished run are those that were evaluated; before, those that go on.
+        with methods.evaluated_weights(self.optimizer, self.step == self.steps):
+            content = {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "random": torch.get_rng_state(),
+                "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+                "counters": {"seconds": self.seconds, "data_hash": self.data_hash.value, "first_loss": self.first_loss},
+                "window": self.window,
+                "measured": self.measured,
+                "init_hash": self.init_hash,
+                "precision": self.precision,
+                "offsets": {"metrics": self.metrics.offset(), "evals": self.evals.offset()},
+            }
+            checkpoints.save(self.directory.checkpoints, self.step, content)
         self.directory.status("running", self.step)
 
     def _restore(self) -> tuple[str, dict[str, float], dict[str, int]]:
@@ -275,6 +305,7 @@ class _Training:
         counters = saved["counters"]
         self.step, self.seconds, self.data_hash = saved["step"], counters["seconds"], RunningHash(counters["data_hash"])
         self.first_loss, self.window = counters["first_loss"], list(saved["window"])
+        self.measured = saved.get("measured", {})
         return saved["precision"], {}, saved["offsets"]
 
     def _finish(self, fault: str | None) -> dict[str, Any]:

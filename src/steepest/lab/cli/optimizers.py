@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,6 +31,7 @@ def list_(context: typer.Context) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from steepest.lab.errors import UserError
     from steepest.lab.methods import METHODS
 
     table = Table(title="Optimizers", box=None, pad_edge=False, title_justify="left", padding=(0, 2, 0, 0))
@@ -38,15 +40,25 @@ def list_(context: typer.Context) -> None:
     table.add_column("state", no_wrap=True)
     table.add_column("lr", no_wrap=True)
     table.add_column("paper", ratio=2)
+    missing = set()
     for method in METHODS.values():
-        table.add_row(method.name, method.formula, " / ".join(_bytes(method)), f"{method.lr:g}", method.paper)
+        try:
+            state = " / ".join(_bytes(method))
+        except UserError:
+            state = "-"
+            missing.add(str(method.package))
+        table.add_row(method.name, method.formula, state, f"{method.lr:g}", method.paper)
     console = Console()
     console.print(table, markup=False)
     console.print(
-        "\nstate: bytes per parameter of hidden matrices / of the rest. lr: the default, for models of 0.1 to 10 "
-        "million parameters.\nOptions, rates to try and tuned settings of papers: steepest optimizers show lionmuon",
+        "\nstate: bytes per parameter of hidden matrices / of the rest, at 256 x 256. lr: the default, for models of "
+        "0.1 to 10 million parameters.\n"
+        "Options, rates to try and tuned settings of papers: steepest optimizers show lionmuon\n"
+        "Any of them in a wrapper: sac+NAME, sac-MODE+NAME (constant, algorithm1, ...), sgg+NAME",
         highlight=False,
     )
+    if missing:
+        console.print(f"-: needs {', '.join(sorted(missing))}: pip install 'steepest[baselines]'", markup=False)
 
 
 @optimizers_app.command()
@@ -60,6 +72,7 @@ def show(name: Annotated[str, typer.Argument(help="A name of `steepest optimizer
 
     from steepest import rules
     from steepest.lab.methods import find
+    from steepest.lab.methods.presets import PAPERS
 
     method = find(name)
     console = Console()
@@ -81,7 +94,17 @@ def show(name: Annotated[str, typer.Argument(help="A name of `steepest optimizer
             console.print(f"  {source}:", markup=False, highlight=False)
             for key in [key for key, preset in presets.items() if preset.source == source]:
                 console.print(f"    {key}  lr {presets[key].rule.lr:g}", markup=False, highlight=False)
+    for paper in PAPERS.get(name, ()):
+        console.print(f"\nTuned in {paper.source}:", markup=False, highlight=False)
+        console.print(f"  {_settings(paper.options)}" if paper.options else "  options as above", markup=False)
+        for setting, rate in paper.rates.items():
+            changes = paper.changes.get(setting, {})
+            console.print(f"    {setting}  lr {rate:g}  {_settings(changes)}".rstrip(), markup=False, highlight=False)
     console.print(f"\nExample: steepest train --optimizer {name} --lr {method.lr:g}", markup=False, highlight=False)
+
+
+def _settings(options: dict[str, object]) -> str:
+    return ", ".join(f"{option} {value}" for option, value in options.items())
 
 
 def _bytes(method: Method) -> tuple[str, str]:
@@ -92,11 +115,13 @@ def _bytes(method: Method) -> tuple[str, str]:
     from steepest.lab.config import MethodConfig
     from steepest.lab.methods import build, routing_rows
 
-    hidden, size = "1", 64 * 64
-    model = nn.Sequential(nn.Embedding(64, 64), nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False))
+    hidden, size = "1", 256 * 256
+    model = nn.Sequential(nn.Embedding(256, 256), nn.Linear(256, 256, bias=False), nn.Linear(256, 256, bias=False))
     optimizer = build(MethodConfig(name=method.name), model, steps=10)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
+    with warnings.catch_warnings():  # a step by itself, which not every one is made for
+        warnings.simplefilter("ignore")
+        optimizer.step()
     rows = {row["name"].split(".")[0]: row["state_bytes"] / size for row in routing_rows(model, optimizer)}
-    return f"{rows[hidden]:.0f}", f"{rows['0']:.0f}"
+    return f"{rows[hidden]:.2g}", f"{rows['0']:.2g}"

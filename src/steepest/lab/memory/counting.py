@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,14 +11,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 import steepest
 from steepest.lab import methods, models
 from steepest.lab.config import MethodConfig, override
 from steepest.lab.errors import UserError, unknown
-from steepest.lab.memory.step import planned, step_of_steepest, step_of_torch
+from steepest.lab.memory.step import carried_out, planned, step_of_steepest, step_of_torch
 from steepest.routing import named_roles
 from steepest.rules import Rule, by_name
 
@@ -27,6 +27,8 @@ UNITS = (((2**30, "GiB"), (10**9, "GB")), ((2**20, "MiB"), (10**6, "MB")), ((2**
 
 # Steps of the run that is planned; soft rules are hard in the one that is traced.
 _STEPS = 1000
+# Parameters of the largest model of which a copy is made in memory.
+_MEASURED = 1 << 27
 # Parts of a model that can have rules of their own; the first is the rule that the optimizer is made with.
 _PARTS = ("hidden", "embeddings", "head", "vectors", "rest")
 
@@ -234,9 +236,13 @@ def _usage(
             optimizer = planned(optimizer, None if own else DTYPES[dtypes["states"]])
             step = step_of_steepest(optimizer)
         else:
-            step = step_of_torch(optimizer)
+            owner = methods.find(name).package or "torch"
+            try:
+                step = step_of_torch(optimizer)
+            except RuntimeError:  # it looks at numbers, and there are none on the meta device
+                optimizer, roles, step = _measured(name, network)
             if dtypes["states"] != dtypes["weights"]:
-                note = f"torch's own: its state has the dtype of the weights ({dtypes['weights']})"
+                note = f"{owner}'s own: its state has the dtype of the weights ({dtypes['weights']})"
     except (ValueError, TypeError) as error:
         raise UserError(f"{name}: {error}" if "=" in name else str(error)) from error
     finally:
@@ -246,6 +252,22 @@ def _usage(
     return Usage(name=name, label=label, state=_state(optimizer, roles, shards), step=step, note=note)
 
 
+def _measured(name: str, network: nn.Module) -> tuple[torch.optim.Optimizer, dict[nn.Parameter, str], None]:
+    """The optimizer of a method after a step on a copy of the model in memory, and the roles in that copy."""
+    size = sum(parameter.numel() for parameter in network.parameters())
+    if size > _MEASURED:
+        raise UserError(
+            f"{name}: {methods.find(name).package} can only be counted by a step in memory, which is done for models "
+            f"of up to {_MEASURED:,} parameters; this one has {size:,}. Choose a smaller model, or leave {name} out."
+        )
+    # Parameters that deepcopy takes in place of its own copies; tied ones stay one.
+    taken: dict[int, Any] = {id(p): nn.Parameter(torch.empty_like(p, device="cpu")) for p in network.parameters()}
+    real = copy.deepcopy(network, taken)
+    optimizer = methods.build(MethodConfig(name=name), real, _STEPS)
+    carried_out(optimizer)
+    return optimizer, {parameter: role.kind for _, parameter, role in named_roles(real)}, None
+
+
 def _state(optimizer: torch.optim.Optimizer, roles: Mapping[nn.Parameter, str], shards: int) -> dict[str, int]:
     """Bytes of all distinct storages in the state, by role."""
     table, seen = dict.fromkeys(roles.values(), 0), set()
@@ -253,8 +275,8 @@ def _state(optimizer: torch.optim.Optimizer, roles: Mapping[nn.Parameter, str], 
         whole = by_name(group["rule"]).whole if isinstance(optimizer, steepest.Steepest) else ()
         for parameter in group["params"]:
             for key, value in optimizer.state[parameter].items():
-                for tensor in tree_leaves(value):
-                    if not isinstance(tensor, Tensor) or tensor.untyped_storage()._cdata in seen:
+                for tensor in methods.tensors(value):
+                    if tensor.untyped_storage()._cdata in seen:
                         continue
                     seen.add(tensor.untyped_storage()._cdata)
                     size = tensor.untyped_storage().nbytes()

@@ -84,6 +84,16 @@ def step_of_torch(optimizer: torch.optim.Optimizer) -> int | None:
     return 0 if fused else _traced(optimizer)
 
 
+def carried_out(optimizer: torch.optim.Optimizer) -> None:
+    """Take a real step with random numbers everywhere, for an optimizer that cannot do without."""
+    with torch.no_grad():
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.normal_()
+                parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+
+
 def _traced(optimizer: torch.optim.Optimizer) -> int | None:
     """Highest sum of what a step allocates; None for one that reads or draws numbers, which do not exist here."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
