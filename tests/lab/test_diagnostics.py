@@ -78,18 +78,17 @@ class Line(nn.Module):
 
 
 def measure(model: Line, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> dict[str, Any]:
-    diagnostics = Diagnostics(model, optimizer, 1)
-
     def backward(batch: Sequence[Tensor]) -> None:
         rows = torch.cat(list(batch))
         (model(rows[:, :6]) - rows[:, 6:]).square().mean().backward()
 
+    diagnostics = Diagnostics(model, optimizer, backward, 1)
     batch = [torch.cat([x, y], 1)]
     optimizer.zero_grad()
     backward(batch)
-    diagnostics.before(backward, batch)
+    diagnostics.before(batch)
     optimizer.step()
-    return diagnostics.after(backward, batch)
+    return diagnostics.after(batch)
 
 
 def test_known_steps() -> None:

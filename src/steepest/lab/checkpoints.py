@@ -5,16 +5,39 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from steepest.lab.errors import UserError, full_disk
 
 SCHEMA = 1
 KEEP = 2
 _NAME = re.compile(r"step-(\d{9})\.pt")
+
+
+def parts(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> dict[str, Any]:
+    """What model, optimizer and random numbers need to go on."""
+    return {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state_all() if device.type == "cuda" else [],
+    }
+
+
+def put_back(
+    saved: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> None:
+    """Give model, optimizer and random numbers the state of a checkpoint that holds their `parts`."""
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    torch.set_rng_state(saved["random"].cpu())
+    if saved["random_cuda"] and device.type == "cuda":
+        torch.cuda.set_rng_state_all([state.cpu() for state in saved["random_cuda"]])
 
 
 def save(folder: Path, step: int, content: dict[str, Any]) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -20,6 +20,31 @@ def loss_sum(model: nn.Module, tokens: torch.Tensor, precision: str) -> torch.Te
     with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
         logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
     return nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+
+
+def backward(model: nn.Module, pieces: Sequence[torch.Tensor], precision: str) -> torch.Tensor:
+    """Add the gradient of the mean loss over all tokens of the pieces of a batch; returns that loss."""
+    count = sum(rows.shape[0] * (rows.shape[1] - 1) for rows in pieces)
+    total = torch.zeros((), device=pieces[0].device)
+    for rows in pieces:
+        loss = loss_sum(model, rows, precision) / count
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, batches: Iterable[torch.Tensor], device: torch.device, precision: str
+) -> tuple[float, int]:
+    """The sum of the token losses over all batches, and their number; the model is in training mode afterwards."""
+    model.eval()
+    total, count = 0.0, 0
+    for batch in batches:
+        total += float(loss_sum(model, batch.to(device), precision))
+        count += batch.shape[0] * (batch.shape[1] - 1)
+    model.train()
+    return total, count
 
 
 def time_precisions(model: nn.Module, tokens: torch.Tensor, rounds: int = 3) -> dict[str, float]:

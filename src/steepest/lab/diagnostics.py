@@ -52,11 +52,18 @@ class Diagnostics:
     Args:
         model: owns the parameters.
         optimizer: steps them.
+        backward: leaves the gradient of the mean loss of the pieces of a mini-batch that it is given.
         every: steps between measurements; 0 for none.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int) -> None:
-        self.every, self._model, self._optimizer = every, model, optimizer
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        backward: Callable[[Sequence[Tensor]], object],
+        every: int,
+    ) -> None:
+        self.every, self._optimizer, self._backward = every, optimizer, backward
         found = roles(model)
         self._tensors = [
             _Tensor(name, parameter, found[name].kind, found[name].view)
@@ -71,11 +78,10 @@ class Diagnostics:
         """Whether the step with this number (from 0) is measured. Both kinds of an alternation get their turn."""
         return self.every > 0 and (step % self.every == 0 or step % self.every == 1 % self.every)
 
-    def before(self, backward: Callable[[Sequence[Tensor]], object], batch: Sequence[Tensor]) -> None:
+    def before(self, batch: Sequence[Tensor]) -> None:
         """Call it when the gradients are there, ahead of clipping.
 
         Args:
-            backward: leaves the gradient of the mean loss of what it is given.
             batch: the pieces of the mini-batch that made the gradients.
         """
         self._before = [
@@ -85,12 +91,12 @@ class Diagnostics:
         half = max(1, len(rows) // 2)
         self._half = math.nan
         if half < len(rows):
-            self._half = _squared_norm(self._fresh(backward, [rows[:half]]))
+            self._half = _squared_norm(self._fresh([rows[:half]]))
         self._sizes = (half, len(rows))
 
-    def after(self, backward: Callable[[Sequence[Tensor]], object], batch: Sequence[Tensor]) -> dict[str, Any]:
-        """Call it after the step, with the same arguments; returns what was measured, as plain numbers."""
-        later = self._fresh(backward, batch)
+    def after(self, batch: Sequence[Tensor]) -> dict[str, Any]:
+        """Call it after the step, with the same pieces; returns what was measured, as plain numbers."""
+        later = self._fresh(batch)
         by_role: dict[str, dict[str, list[Tensor]]] = {}
         matrices: list[Measured] = []
         secants: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -117,14 +123,14 @@ class Diagnostics:
         self._before = []
         return {name: _plain(value) for name, value in found.items()}
 
-    def _fresh(self, backward: Callable[[Sequence[Tensor]], object], batch: Sequence[Tensor]) -> list[Tensor]:
+    def _fresh(self, batch: Sequence[Tensor]) -> list[Tensor]:
         """The gradients of a batch; those that are there, and the random numbers, stay as they are."""
         kept = [t.parameter.grad for t in self._tensors]
         try:
             for t in self._tensors:
                 t.parameter.grad = None
             with torch.random.fork_rng():
-                backward(batch)
+                self._backward(batch)
             return [_gradient(t.parameter) for t in self._tensors]
         finally:
             for t, gradient in zip(self._tensors, kept, strict=True):

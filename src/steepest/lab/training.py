@@ -7,9 +7,10 @@ ends with the same numbers, bit for bit, as if nothing had happened (same machin
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from steepest.lab import checkpoints, methods, models, runs, schedules
-from steepest.lab.compute import choose_precision, loss_sum, pick_device, threads
+from steepest.lab.compute import backward, choose_precision, evaluate, pick_device, threads
 from steepest.lab.config import TrainConfig, command_line, run_id
 from steepest.lab.data import Pack, RunningHash
 from steepest.lab.diagnostics import Diagnostics
@@ -107,7 +108,6 @@ class _Training:
         groups = self.optimizer.param_groups
         self.base_rates = [float(group["lr"]) for group in groups]
         self.labels = methods.group_labels(self.model, self.optimizer)
-        self.diagnostics = Diagnostics(self.model, self.optimizer, config.diagnostics_every)
         self.schedule = methods.schedule(config.method, workload.schedule).build(self.steps)
         self.stream = pack.train(batch_size=workload.batch_size, length=workload.sequence_length, seed=config.seed)
         self.validation = pack.validation(
@@ -123,6 +123,8 @@ class _Training:
         self.window: list[float] = []
         self.measured: dict[str, Any] = {}  # of the last measured step
         self.precision, timings, offsets = self._restore()
+        gradients = functools.partial(backward, self.model, precision=self.precision)
+        self.diagnostics = Diagnostics(self.model, self.optimizer, gradients, config.diagnostics_every)
         self.evals = runs.Lines(directory.path / "evals.jsonl", offsets["evals"])
         self.metrics = runs.Lines(directory.path / "metrics.jsonl", offsets["metrics"])
         facts = {
@@ -198,11 +200,11 @@ class _Training:
         batch = self.stream.batch(self.step)
         self.data_hash.update(self.stream.indices(self.step), batch)
         pieces = [rows.to(self.device) for rows in batch.split(self.micro_batch)]
-        total = self._backward(pieces)
+        total = backward(self.model, pieces, self.precision)
         measured = self.diagnostics.due(self.step)
         if measured:
             with self._clock_stopped():
-                self.diagnostics.before(self._backward, pieces)
+                self.diagnostics.before(pieces)
         clip = self.config.workload.clip
         norm = float(nn.utils.clip_grad_norm_(self.parameters, math.inf if clip is None else clip))
         fault = None
@@ -215,20 +217,10 @@ class _Training:
             fault = f"the optimizer refused the gradients: {error}"
         if measured and fault is None:
             with self._clock_stopped():
-                self.measured = self.diagnostics.after(self._backward, pieces)
+                self.measured = self.diagnostics.after(pieces)
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return float(total), norm, fault
-
-    def _backward(self, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Add the gradient of the mean loss over all tokens of the pieces; returns that loss."""
-        count = sum(rows.shape[0] * (rows.shape[1] - 1) for rows in pieces)
-        total = torch.zeros((), device=self.device)
-        for rows in pieces:
-            loss = loss_sum(self.model, rows, self.precision) / count
-            loss.backward()
-            total += loss.detach()
-        return total
 
     def _log(self, loss: float, norm: float, speed: float) -> None:
         rates = (float(group["lr"]) for group in self.optimizer.param_groups)
@@ -245,16 +237,10 @@ class _Training:
     def _position(self) -> dict[str, Any]:
         return {"step": self.step, "tokens": self.step * self.tokens_per_step, "seconds": round(self.seconds, 4)}
 
-    @torch.no_grad()
     def _evaluate(self) -> None:
         """Append the loss on the fixed validation tokens, as a sum over tokens and their count."""
-        self.model.eval()
-        total, count = 0.0, 0
         with methods.evaluated_weights(self.optimizer):
-            for batch in self.validation:
-                total += float(loss_sum(self.model, batch.to(self.device), self.precision))
-                count += batch.shape[0] * (batch.shape[1] - 1)
-        self.model.train()
+            total, count = evaluate(self.model, self.validation, self.device, self.precision)
         self.evals.write(
             {**self._position(), "loss_sum": _finite(total), "count": count, **self._scores(total / count)}
         )
@@ -270,10 +256,7 @@ class _Training:
         # The weights of a finished run are those that were evaluated; before, those that go on.
         with methods.evaluated_weights(self.optimizer, self.step == self.steps):
             content = {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "random": torch.get_rng_state(),
-                "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+                **checkpoints.parts(self.model, self.optimizer, self.device),
                 "counters": {"seconds": self.seconds, "data_hash": self.data_hash.value, "first_loss": self.first_loss},
                 "window": self.window,
                 "measured": self.measured,
@@ -297,11 +280,7 @@ class _Training:
                 f"{self.directory.path} was begun with other initial weights (another version of torch or "
                 "transformers?). Remove the folder to start the run again."
             )
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        torch.set_rng_state(saved["random"].cpu())
-        if saved["random_cuda"] and self.device.type == "cuda":
-            torch.cuda.set_rng_state_all([state.cpu() for state in saved["random_cuda"]])
+        checkpoints.put_back(saved, self.model, self.optimizer, self.device)
         counters = saved["counters"]
         self.step, self.seconds, self.data_hash = saved["step"], counters["seconds"], RunningHash(counters["data_hash"])
         self.first_loss, self.window = counters["first_loss"], list(saved["window"])
