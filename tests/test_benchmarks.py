@@ -95,6 +95,17 @@ def test_promises_are_checked() -> None:
     assert check_claims([family(1.1, 0.6)], {"torch Muon"}) == []
 
 
+def test_sac_overhead_writes_a_report(tmp_path: Path) -> None:
+    out = tmp_path / "sac_overhead.json"
+    run("sac_overhead.py", "--quick", "--rounds", "2", "--threads", "1", "--out", str(out))
+    report: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    assert report["rows"]["torch AdamW (fused)"]["wall_ratio"] == 1.0
+    assert all(len(samples) == 2 for samples in report["samples"].values())
+    assert (report["blocks"], report["limits"]) == (5, {})  # nothing is promised of small shapes
+    assert report["state_bytes"]["sac"] == 8 * (5 + 3 + 1)
+    assert "| SAC, statistics step |" in out.with_suffix(".md").read_text(encoding="utf-8")
+
+
 def test_memory_of_one_step(tmp_path: Path) -> None:
     out = tmp_path / "memory.json"
     run("memory.py", "--quick", "--threads", "1", "--only", "steepest Lion (foreach)", "--out", str(out))

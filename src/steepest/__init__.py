@@ -25,10 +25,13 @@ from steepest.optimizers import (
     SoftSignum,
 )
 from steepest.routing import Role, Routing, View, roles, route
+from steepest.scaling import SAC, SGG
 
 __all__ = [
     "LASM",
+    "SAC",
     "SAGE",
+    "SGG",
     "Lion",
     "LionMuon",
     "Muon",

@@ -50,6 +50,27 @@ def shard(whole: Tensor, like: Tensor) -> Tensor:
     return replicated.redistribute(placements=target.placements).to_local()
 
 
+def zero_rows(shape: torch.Size, dtype: torch.dtype, like: Tensor) -> Tensor:
+    """Zeros with the rows of ``like``, each on the process that has that row of it.
+
+    Raises:
+        ValueError: a row of ``like`` is on several processes.
+    """
+    part = local(like)
+    if part.shape[1:] != like.shape[1:]:
+        raise ValueError(
+            f"a tensor of shape {tuple(like.shape)} that is sharded along another than its first axis cannot have "
+            "scales for blocks of a row; use state_dtype='bfloat16', or shard its rows"
+        )
+    zeros = torch.zeros((*part.shape[:1], *shape[1:]), dtype=dtype, device=part.device)
+    if not is_sharded(like):
+        return zeros
+    from torch.distributed.tensor import DTensor  # noqa: PLC0415
+
+    mesh, placements = _dtensor(like).device_mesh, _dtensor(like).placements
+    return DTensor.from_local(zeros, mesh, placements, run_check=False, shape=shape, stride=zeros.stride())
+
+
 def any_process(flag: bool, tensors: Sequence[Tensor]) -> bool:
     """Whether the flag is set on any process, if the tensors are shared with others; else the flag itself."""
     meshes = dict.fromkeys(_dtensor(t).device_mesh for t in tensors if is_sharded(t))
@@ -104,17 +125,22 @@ def summed(part: Tensor, params: Sequence[Tensor]) -> Tensor:
 def summed_each(parts: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
     """For each parameter the sum of its part over the processes that share it; one exchange for each mesh."""
     summed_parts = list(parts)
-    by_mesh: dict[Any, list[int]] = {}
-    for i, param in enumerate(params):
-        if is_sharded(param):
-            by_mesh.setdefault(_dtensor(param).device_mesh, []).append(i)
-    for chosen in by_mesh.values():
+    for chosen in by_mesh(params):
         mine = [params[i] for i in chosen]
         here = zip(chosen, counted_here(mine), strict=True)
         together = torch.cat([parts[i] if counted else torch.zeros_like(parts[i]) for i, counted in here])
         for i, part in zip(chosen, summed(together, mine).split([parts[i].numel() for i in chosen]), strict=True):
             summed_parts[i] = part
     return summed_parts
+
+
+def by_mesh(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """The positions of the sharded ones among the tensors, those on each device mesh together."""
+    chosen: dict[Any, list[int]] = {}
+    for i, x in enumerate(tensors):
+        if is_sharded(x):
+            chosen.setdefault(_dtensor(x).device_mesh, []).append(i)
+    return list(chosen.values())
 
 
 def local_slices(x: Tensor) -> tuple[slice, ...]:

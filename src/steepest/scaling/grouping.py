@@ -134,9 +134,11 @@ def group_rms(gradients: Sequence[Tensor], groups: Sequence[Groups]) -> list[Ten
 def _squares(gradient: Tensor, cut: Groups) -> Tensor:
     """Sums of squares along the axes that are not those of the groups; zero where another process has the elements."""
     part = sharding.local(gradient)
+    part = part if part.layout == torch.strided else part.to_dense()  # that of a sparse embedding
     others = tuple(axis for axis in range(part.ndim) if axis not in cut.axes)
-    norms: Tensor = torch.linalg.vector_norm(part, dim=others, dtype=torch.float32) if others else part.float()
-    squares = norms * norms
+    wide = torch.promote_types(part.dtype, torch.float32)
+    norms: Tensor = torch.linalg.vector_norm(part, dim=others, dtype=wide) if others else part
+    squares = norms.float() * norms.float()
     if not sharding.is_sharded(gradient):
         return squares
     whole = squares.new_zeros([gradient.shape[axis] for axis in cut.axes])

@@ -107,11 +107,12 @@ class SGG(Wrapper):
         for name, count in (("samples", samples), ("cluster_samples", cluster_samples)):
             if count is not None:
                 check_whole("SGG", name, count, sampling.RUN)
+        check_whole("SGG", "seed", seed, 0)
         check_range("SGG", "beta", beta, 0.0, 1.0)
         if beta == 1.0:
             raise ValueError("SGG: beta must be below 1, got 1.0, at which no scale would ever change")
         check_range("SGG", "eps", eps, 0.0, math.inf)
-        low, high = bounds
+        low, high = bounds if isinstance(bounds, (tuple, list)) and len(bounds) == 2 else (0, 0)
         if not 0 < low <= high < math.inf:
             raise ValueError(f"SGG: bounds must be (smallest, largest) with 0 < smallest <= largest, got {bounds!r}")
         check_choice("SGG", "values", values, ("signed", "magnitude"))
@@ -210,7 +211,7 @@ class SGG(Wrapper):
         found = (state[name] for name in MOMENTUM if isinstance(state.get(name), Tensor))
         own = next((x for x in found if x.shape == param.shape and x.is_floating_point()), param.grad)
         assert own is not None
-        return own.detach()
+        return (own if own.layout == torch.strided else own.to_dense()).detach()
 
     def _cluster(self, momenta: Mapping[str, Tensor]) -> None:
         names, options = list(momenta), self.options
