@@ -135,14 +135,8 @@ def test_every_help_shows_an_example(path: tuple[str, ...], capsys: pytest.Captu
 
 def test_the_commands_of_the_plan_are_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert {path[0] for path in commands()} == {
-        "train",
-        "compare",
-        "report",
-        "optimizers",
-        "data",
-        "doctor",
-        "reproduce",
-        "memory",
+        *("train", "compare", "study", "report", "reproduce", "memory", "bench", "optimizers", "data", "doctor"),
+        *("ls", "show", "tail", "gc", "export", "import"),
     }
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == f"steepest {__version__}"

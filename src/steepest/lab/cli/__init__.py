@@ -44,7 +44,19 @@ def _options(
     pass
 
 
-for _name in ("train", "compare", "study", "report", "reproduce", "memory", "optimizers", "data", "doctor"):
+for _name in (
+    "train",
+    "compare",
+    "study",
+    "report",
+    "reproduce",
+    "memory",
+    "bench",
+    "optimizers",
+    "data",
+    "store",
+    "doctor",
+):
     importlib.import_module(f"steepest.lab.cli.{_name}").register(app)
 
 

@@ -87,7 +87,10 @@ def _table(entries: list[Entry]) -> None:
 def show(
     run: Annotated[str, typer.Argument(help="A run: its folder, its id, or a part of that.")], *, root: Root = _ROOT
 ) -> None:
-    """Show all that is known about a run: what was asked for, where it stands, what came out, how to repeat it."""
+    """Show all that is known about a run: what was asked for, where it stands, what came out, how to repeat it.
+
+    Example: steepest show lionmuon-lr0.01-s1
+    """
     from rich.console import Console
 
     from steepest.lab.runs import read_json
@@ -124,7 +127,10 @@ def tail(
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many lines.")] = 10,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
 ) -> None:
-    """Show the last steps of a run, and wait for more with -f."""
+    """Show the last steps of a run, and wait for more with -f.
+
+    Example: steepest tail lionmuon-lr0.01-s1 -f
+    """
     from steepest.lab.results import files
     from steepest.lab.store import Index
 
@@ -150,7 +156,10 @@ def gc(
     delete: Annotated[bool, typer.Option("--delete", help="Delete what is listed; without it nothing is.")] = False,
     keep_checkpoints: Annotated[bool, typer.Option(help="Leave checkpoints of finished runs.")] = False,
 ) -> None:
-    """List what can go without losing a number, and how much that is: checkpoints of finished runs, leftovers."""
+    """List what can go without losing a number, and how much that is: checkpoints of finished runs, leftovers.
+
+    Example: steepest gc runs --delete
+    """
     from steepest.lab.store import cleaning
 
     if not root.is_dir():

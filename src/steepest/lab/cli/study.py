@@ -13,7 +13,11 @@ from steepest.lab.cli import options
 if TYPE_CHECKING:
     from steepest.lab.studies import Study
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Studies: optimizers compared as a file says.")
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Studies: optimizers compared as a file says.\n\nExample: steepest study run examples/studies/first.toml",
+)
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The study: a TOML, YAML or JSON file.")]
 Out = Annotated[Path, typer.Option(help="The study's folder is made in here; share it between machines.")]
@@ -53,7 +57,10 @@ def run(
 
 @app.command()
 def plan(file: File, out: Out = Path("runs"), override: options.Override = None) -> None:
-    """Say what a study will run and what that will cost, from a calibration of a few steps per method."""
+    """Say what a study will run and what that will cost, from a calibration of a few steps per method.
+
+    Example: steepest study plan examples/studies/first.toml
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -84,7 +91,10 @@ def plan(file: File, out: Out = Path("runs"), override: options.Override = None)
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of a study file: every key, its type, default and meaning."""
+    """Print the JSON schema of a study file: every key, its type, default and meaning.
+
+    Example: steepest study schema > study.schema.json
+    """
     from steepest.lab.config import StudyConfig
 
     typer.echo(json.dumps(StudyConfig.model_json_schema(), indent=2))
