@@ -164,7 +164,18 @@ CANDIDATES = [
     Candidate("steepest SoftSignum, fit and step (foreach)", "elementwise", _steepest("SoftSignum", **FITTING)),
     Candidate("steepest LASM (foreach)", "elementwise", _steepest("LASM", backend="foreach")),
     Candidate("steepest LASM (compile)", "elementwise", _steepest("LASM", backend="compile")),
-    Candidate("steepest Lion, bf16 momentum", "elementwise", _steepest("Lion", state_dtype="bfloat16")),
+    *[
+        Candidate(
+            f"steepest Lion, {bits} momentum ({backend})",
+            "elementwise",
+            _steepest("Lion", backend=backend, state_dtype=dtype),
+        )
+        for bits, dtype, backend in (
+            ("bf16", "bfloat16", "foreach"),
+            ("bf16", "bfloat16", "compile"),
+            ("8-bit", "int8", "foreach"),
+        )
+    ],
     Candidate("pytorch-optimizer SignSGD (loop)", "elementwise", _other("pytorch_optimizer", "SignSGD", foreach=False)),
     Candidate("pytorch-optimizer Lion (loop)", "elementwise", _other("pytorch_optimizer", "Lion", foreach=False)),
     Candidate("pytorch-optimizer Lion (foreach)", "elementwise", _other("pytorch_optimizer", "Lion", foreach=True)),

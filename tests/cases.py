@@ -72,6 +72,8 @@ COMMON = {
     "lr": Knob(0.03),
     "weight_decay": Knob(0.5),
     "state_dtype": Knob("bfloat16"),
+    "param_rounding": Knob("stochastic", effect="of bfloat16 parameters: see test_low_precision.py"),
+    "seed": Knob(5, given={"state_dtype": "bfloat16"}),
     "backend": Knob("single", effect="same step another way"),
 }
 ELEMENT = {**COMMON, "view": Knob("transposed", effect="none: an element-wise rule sees no matrices")}

@@ -57,6 +57,10 @@ OPTIMIZERS = {
     "muon": lambda m: steepest.Muon(m, lr=0.01),
     "lion_muon": lambda m: steepest.LionMuon(m, lr=0.01, period=2),
     "lion_muon narrow state": lambda m: steepest.LionMuon(m, lr=0.01, period=2, state_dtype="bfloat16"),
+    "lion 8 bits": lambda m: steepest.Lion(m, lr=0.01, state_dtype="int8"),
+    "muon 8 bits": lambda m: steepest.Muon(
+        m, lr=0.01, state_dtype="int8", rest=rules.AdamW(lr=0.01, state_dtype="bfloat16")
+    ),
     "lion_muon random": lambda m: steepest.LionMuon(m, lr=0.01, period=2, trigger="random", seed=3),
     "lion_muon stable rank": lambda m: steepest.LionMuon(m, lr=0.01, trigger="stable_rank", threshold=0.45),
     # tanh is rounded differently at the end of a tensor, so of a shard (see tests/engine/test_fitting.py)
@@ -77,7 +81,7 @@ OPTIMIZERS = {
 }
 
 
-CHECKPOINTS = ["lion_muon", "soft_signum", "soft_muon", "sage"]
+CHECKPOINTS = ["lion_muon", "lion_muon narrow state", "lion 8 bits", "soft_signum", "soft_muon", "sage"]
 
 
 def batch(step, rank=None):
@@ -224,9 +228,34 @@ def laid_out(mesh_name):
     return mesh, {name: [*before, axes[name]] if name in axes else None for name in SHAPES}
 
 
-def steps_of(rule, mesh_name=None, steps=6, change=None):
+# Rows of more than one block of 8-bit codes; the places of a shard by columns are no run of those of the whole.
+NARROW = {
+    f"{name} {state_dtype} {rounding}": rules.by_name(name)(
+        lr=0.01, weight_decay=0.1, state_dtype=state_dtype, param_rounding=rounding, seed=5
+    )
+    for name, state_dtype in (("lion", "bfloat16"), ("lion", "int8"), ("muon", "bfloat16"), ("sage", "bfloat16"))
+    for rounding in ("stochastic", "kahan")
+}
+
+
+def narrow_steps(name, mesh_name=None):
+    shapes = {**SHAPES, "rows": (7, 300)}
+    if "int8" in name:
+        del shapes["columns"]  # refused: see below
+    return steps_of(NARROW[name], mesh_name, steps=4, shapes=shapes, dtype=torch.bfloat16)["weights"]
+
+
+def run_refused_columns():
+    try:
+        steps_of(rules.Lion(state_dtype="int8"), "one axis")
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def steps_of(rule, mesh_name=None, *, steps=6, change=None, shapes=SHAPES, dtype=torch.float32):
     """Weights after each step, and the fits, of tensors that are distributed (or not) and given gradients."""
-    problem = cases.Problem(SHAPES, steps=steps)
+    problem = cases.Problem(shapes, steps=steps, dtype=dtype)
     layout = {}
     if mesh_name is not None:
         from torch.distributed.tensor import distribute_tensor
@@ -316,6 +345,8 @@ def worker(rank, folder):
         result["soft"] = {key: run_soft(*key) for key in SOFT}
         result["soft non-finite"] = run_soft_non_finite(rank)
         result["soft zero"] = run_soft_zero()
+        result["narrow"] = {(name, mesh): narrow_steps(name, mesh) for name in NARROW for mesh in MESHES}
+        result["refused columns"] = run_refused_columns()
         result["sage"] = {mesh: steps_of(rules.SAGE(lr=0.02), mesh)["weights"] for mesh in MESHES}
         dist.barrier()
         dist.destroy_process_group()
@@ -468,3 +499,21 @@ def test_the_columns_of_sage_are_those_of_the_whole_tensor(mesh, results):
     expected = steps_of(rules.SAGE(lr=0.02))["weights"]
     for result in results:
         cases.assert_close(result["sage"][mesh], expected)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("name", NARROW)
+def test_an_element_has_its_noise_wherever_it_is(name, mesh, results):
+    """Cut by rows, by columns, copied, or with an empty shard: parameters and state in few bits are those of one."""
+    expected = narrow_steps(name)
+    for result in results:
+        if "sage" in name:  # its sums are added up in another order
+            cases.assert_close(result["narrow"][name, mesh], expected, rtol=2**-7)
+        else:
+            cases.assert_same(result["narrow"][name, mesh], expected)
+
+
+def test_8_bits_of_a_part_of_a_row_are_refused(results):
+    for result in results:
+        assert "(6, 5)" in result["refused columns"]
+        assert "use state_dtype='bfloat16'" in result["refused columns"]

@@ -198,13 +198,14 @@ def steps(model, optimizer, count, first=0):
     for step in range(first, first + count):
         optimizer.zero_grad()
         generator = torch.Generator().manual_seed(step)
-        model(torch.randn(8, 6, generator=generator)).backward()
+        model(torch.randn(8, 6, generator=generator).to(next(model.parameters()).dtype)).backward()
         optimizer.step()
 
 
 OPTIMIZERS = {
     "signum": lambda m: steepest.Signum(m, lr=0.01),
     "lion": lambda m: steepest.Lion(m, lr=0.01, state_dtype="bfloat16"),
+    "lion 8 bits": lambda m: steepest.Lion(m.bfloat16(), lr=0.01, state_dtype="int8", param_rounding="kahan"),
     "muon": lambda m: steepest.Muon(m, lr=0.01),
     "lion_muon": lambda m: steepest.LionMuon(m, lr=0.01, period=3, vectors=rules.Lion(lr=0.02)),
 }

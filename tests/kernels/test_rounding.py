@@ -18,11 +18,13 @@ from steepest.kernels.rounding import (
     kahan_add,
     kahan_join,
     kahan_split,
+    lanes,
     noise,
     noise_key,
     noise_pairs,
     quantize,
     round_stochastic,
+    scales_shape,
 )
 
 EVERY_BF16 = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
@@ -107,6 +109,7 @@ def test_the_noise_is_a_function_of_its_arguments_and_leaves_random_generators_a
     assert torch.equal(torch.get_rng_state(), before)
     rounding._tile.cache_clear()  # as in a new process
     rounding._hashes.cache_clear()
+    rounding.lanes.cache_clear()
     assert torch.equal(noise(1000, noise_key(7, 12, 3), start=5), first)
     assert first[:4].tolist() == [52228, 1787, 51212, 40906]  # and in the next version
 
@@ -133,10 +136,11 @@ def test_pieces_have_the_noise_of_the_whole(start, n):
 
 @pytest.mark.parametrize("key", [(0, 0, 0), (131071, 131071, 65535), (777, 4242, 17), noise_key(1, 2, 3)])
 def test_pairs_are_the_same_noise(key):
-    pairs = 3 * PERIOD // 2 + 100
-    expected = noise(2 * pairs, key)
-    for given in (key, tuple(torch.tensor(number, dtype=torch.int32) for number in key)):
-        assert torch.equal(torch.stack(noise_pairs(pairs, given), -1).flatten(), expected)
+    for length, rows, start in ((16, 5, 0), (4096, 100, 0), (4096, 100, 3 * 4096), (PERIOD // 2, 3, PERIOD)):
+        expected = noise(2 * rows * length, key, start=2 * start)
+        for given in (key, tuple(torch.tensor(number, dtype=torch.int32) for number in key)):
+            pairs = noise_pairs(lanes(length, torch.device("cpu")), rows, given, start)
+            assert torch.equal(torch.stack(pairs, -1).flatten(), expected)
 
 
 def test_a_piece_is_a_view():
@@ -145,7 +149,7 @@ def test_a_piece_is_a_view():
 
 def test_noise_is_made_on_the_device():
     assert noise(5, (0, 0, 0), "meta").device.type == "meta"
-    assert noise_pairs(5, (0, 0, 0), torch.device("meta"))[0].device.type == "meta"
+    assert noise_pairs(lanes(4, torch.device("meta")), 5, (0, 0, 0))[0].device.type == "meta"
 
 
 # --- stochastic rounding to bfloat16
@@ -256,8 +260,19 @@ def test_an_average_over_many_steps_is_not_lost():
 # --- 8-bit codes
 
 
+def rows(x: torch.Tensor) -> torch.Tensor:
+    """One for each index of the first axis; a vector is one."""
+    return x.flatten(1) if x.ndim > 1 else x.reshape(1, -1)
+
+
+def peaks(scales: torch.Tensor, shape: tuple[int, ...], block: int) -> torch.Tensor:
+    """The scale of each element."""
+    row = math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
+    return rows(scales).double().repeat_interleave(block, 1)[:, :row].reshape(shape)
+
+
 def exact(codes: torch.Tensor, scales: torch.Tensor, block: int) -> torch.Tensor:
-    peak = scales.double().repeat_interleave(block)[: codes.numel()].view(codes.shape)
+    peak = peaks(scales, codes.shape, block)
     return codes.double().sign() * (codes.double() / 127) ** 2 * peak
 
 
@@ -269,18 +284,29 @@ def test_codes_are_next_to_the_value(shape, block):
     codes, scales = quantize(x, noise(x.numel(), noise_key(0, 0)), block)
     assert (codes.dtype, scales.dtype) == (torch.int8, torch.float32)
     assert codes.shape == x.shape
-    assert scales.shape == (-(-x.numel() // block),)
+    assert scales.shape == scales_shape(x.shape, block)
+    assert rows(scales).shape[1:] == (-(-rows(x).shape[1] // block),)
     assert torch.equal(x, before)
     assert codes.numel() == 0 or codes.int().abs().max() <= 127
     if x.numel():
-        peak = scales.double().repeat_interleave(block)[: x.numel()].view(shape)
-        assert torch.equal(scales, torch.stack([part.abs().max() for part in x.reshape(-1).split(block)]))
+        peak = peaks(scales, shape, block)
+        largest = [part.abs().max() for row in rows(x) for part in row.split(block)]
+        assert torch.equal(scales.flatten(), torch.stack(largest))
         position = (x.double().abs() / peak).sqrt() * 127
         assert ((codes.abs() - position).abs() < 1 + 1e-4).all()  # one of the two codes around it
         assert (codes * x.sign() >= 0).all()  # never of the wrong sign
     y = dequantize(codes, scales, block)
     assert y.dtype == torch.float32
     torch.testing.assert_close(y.double(), exact(codes, scales, block), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(6, 300), (6, 5), (6, 2, 150), (6, 4, 16, 16)])
+def test_some_rows_have_the_codes_they_have_in_the_whole(shape):
+    x, numbers = normal(*shape), noise(math.prod(shape), noise_key(0, 0)).view(shape)
+    whole = quantize(x, numbers)
+    for some in (slice(0, 1), slice(2, 5), slice(5, 6), slice(3, 3)):
+        for part, expected in zip(quantize(x[some], numbers[some]), whole, strict=True):
+            assert torch.equal(part, expected[some])
 
 
 def test_each_code_has_its_exact_share_of_the_noise():
@@ -346,7 +372,7 @@ def test_blocks_of_zeros_and_of_what_is_not_finite():
     x[2, 3] = math.inf
     x[3, 4] = math.nan
     codes, scales = quantize(x, noise(5 * 256, noise_key(0, 0)))
-    assert scales.isnan().tolist() == [False, False, True, True, False]
+    assert scales.flatten().isnan().tolist() == [False, False, True, True, False]
     assert scales[1] == 0
     y = dequantize(codes, scales)
     assert not y[1].any()
@@ -454,9 +480,9 @@ def test_refusals_of_codes():
         with pytest.raises(ValueError, match=f"block must be at least 1, got {block}"):
             quantize(x, numbers, block)
     codes, scales = quantize(x, numbers)
-    with pytest.raises(ValueError, match="300 codes in blocks of 256 need 2 scales, got 1"):
+    with pytest.raises(ValueError, match=r"codes of shape \(300,\) in blocks of 256 need.*\(2,\), got \(1,\)"):
         dequantize(codes, scales[:1])
-    with pytest.raises(ValueError, match="300 codes in blocks of 100 need 3 scales, got 2"):
+    with pytest.raises(ValueError, match=r"blocks of 100 need scales of shape \(3,\), got \(2,\)"):
         dequantize(codes, scales, 100)
     with pytest.raises(ValueError, match=r"int8 codes and float32 scales, got torch.int32 and torch.float32"):
         dequantize(codes.int(), scales)

@@ -10,7 +10,7 @@ import hypothesis.extra.numpy as arrays
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import steepest
@@ -18,6 +18,7 @@ from cases import Problem, assert_close, assert_same, build, trajectory
 from reference import golden, light
 from reference import views as reference_views
 from steepest import kernels, rules
+from steepest.engine import sums
 
 SHAPES = {"wide": (6, 16), "tall": (50, 8), "row": (1, 12), "column": (12, 1)}
 MORE = {"convolution": (8, 3, 2, 2), "vector": (7,), "scalar": ()}
@@ -49,6 +50,20 @@ def test_sage_follows_the_reference(backend, axis, order, instantaneous):
     rule = rules.SAGE(lr=0.02, backend=backend, axis=axis, **options)
     shapes = {**SHAPES, **MORE} if axis == 0 else {**SHAPES, "vector": (7,)}
     follow(rule, light.sage, shapes, lambda name: {**options, "axis": axis})
+
+
+@pytest.mark.usefixtures("working_compiler")
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # the compiler of torch itself
+@pytest.mark.parametrize(("axis", "order"), [(0, "released"), (1, "paper")])
+def test_compiled_sage_follows_the_reference(axis, order, monkeypatch):
+    """A large matrix whose rows are no whole number of blocks, and a small one beside it."""
+    done = []
+    attempt = sums._attempt
+    monkeypatch.setattr(sums, "_attempt", lambda *call: done.append(attempt(*call)) or done[-1])
+    options = {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3, "order": order}
+    rule = rules.SAGE(lr=0.02, backend="compile", axis=axis, **options)
+    follow(rule, light.sage, {"large": (1099, 60), "tall": (50, 8)}, lambda name: {**options, "axis": axis}, steps=3)
+    assert done == [True] * (6 if axis == 0 else 3)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -89,6 +104,7 @@ def test_equal_column_means_are_lion_bit_for_bit():
 
 @settings(deadline=None, max_examples=60)
 @given(arrays.arrays(np.float64, (6, 5), elements=st.floats(-1e30, 1e30)), st.integers(0, 4))
+@example(np.outer(np.ones(6), [0.0, 0.0, 4.5e-308, 0.0, 0.0]), 0)  # a mean of few digits
 def test_the_damper_is_bounded_for_any_gradients(g, column):
     """1 / sqrt(d) <= H <= 1, and some column takes the whole step; adversarial scales by column."""
     g = g * np.logspace(-30, 0, 5)[np.roll(np.arange(5), column)]

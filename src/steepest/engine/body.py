@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
+from steepest.engine.precision import Value, cast
 from steepest.engine.tensors import TensorList
 from steepest.rules.base import Geometry, Numbers, Rule
 
@@ -23,19 +23,22 @@ class Body:
     geometry: Geometry
     maximize: bool
 
-    def __call__(self, param: T, grad: T, state: Mapping[str, T], numbers: Numbers) -> None:
+    def __call__(self, param: Value[T], grad: T, state: Mapping[str, Value[T]], numbers: Numbers) -> None:
         """Step ``param`` and its buffers in place by an element-wise map; ``grad`` is only read."""
-        wide = load(param)
+        wide = param.load()
         descend(wide, self.geometry(self.direction(wide, grad, state, numbers), numbers), numbers)
-        store(param, wide)
+        param.store(wide)
 
-    def direction(self, like: T, grad: T, state: Mapping[str, T], numbers: Numbers) -> Any:
-        """The rule's direction in the dtype of ``like``; the buffers are brought up to date."""
-        wide: Any = {name: load(buffer, like) for name, buffer in state.items()}
-        g: Any = load(grad, like)
+    def direction(
+        self, like: T, grad: T, state: Mapping[str, Value[T]], numbers: Numbers, *, trial: bool = False
+    ) -> Any:
+        """The rule's direction in the dtype of ``like``; the buffers are brought up to date, but not in a trial."""
+        wide: Any = {name: buffer.load(like, copy=trial) for name, buffer in state.items()}
+        g: Any = cast(grad, like.dtype)
         d = self.rule.direction(-g if self.maximize else g, wide, numbers)
-        for name, buffer in state.items():
-            store(buffer, wide[name])
+        if not trial:
+            for name, buffer in state.items():
+                buffer.store(wide[name])
         return d
 
 
@@ -48,23 +51,3 @@ def descend(param: Any, update: Any, numbers: Numbers) -> None:
         param.sub_(update * rate)
     else:
         param.add_(update, alpha=-rate)
-
-
-def load(x: T, like: T | None = None) -> T:
-    """``x`` in the dtype of ``like``, or in the compute dtype of its own: float32 for narrower ones."""
-    dtype = compute_dtype(x.dtype) if like is None else like.dtype
-    if isinstance(x, TensorList):
-        return x if x.dtype == dtype else x.apply(lambda t: t.to(dtype))
-    return x.to(dtype)
-
-
-def store(target: T, value: T) -> None:
-    """Write a loaded value back, unless it is the target itself."""
-    if value is not target:
-        into: Any = target
-        into.copy_(value)
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the arithmetic on a parameter: its own, at least float32."""
-    return dtype if dtype.itemsize >= 4 else torch.float32

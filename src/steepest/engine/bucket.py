@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from steepest import sharding
 from steepest.engine import elements, matrices, sums
+from steepest.engine.precision import Operands, Place
+from steepest.engine.state import COUNTER, FIT
 from steepest.routing.views import View
 from steepest.rules.base import Phase, Rule
 
@@ -22,22 +27,34 @@ class Member:
         param: the parameter.
         state: its buffers by name.
         view: how it is a stack of matrices.
+        number: of it in the optimizer.
     """
 
     name: str
     param: Tensor
     state: dict[str, Tensor]
     view: View
+    number: int = 0
 
     def gradient(self) -> Tensor:
         """The gradient; never written."""
         assert self.param.grad is not None
         return self.param.grad  # as it is: a step runs without autograd, and detaching would be a call for each
 
+    @cached_property
+    def layout(self) -> tuple[tuple[str, torch.dtype], ...]:
+        """What its state consists of; equal for the members of a bucket."""
+        return tuple((key, tensor.dtype) for key, tensor in self.state.items())
+
+    @cached_property
+    def origin(self) -> tuple[int, ...]:
+        """Where in the whole tensor the shard of this process begins."""
+        return tuple(part.start or 0 for part in sharding.local_slices(self.param))
+
 
 @dataclass(frozen=True)
 class Bucket:
-    """Parameters of one group, one dtype and one device, at the same step.
+    """Parameters of one group, one dtype, one layout of the state and one device, at the same step.
 
     A method that the grammar of rules cannot say overrides ``Rule.update(bucket)`` and works on the members itself.
 
@@ -56,6 +73,19 @@ class Bucket:
     group: int
     lr: float | Tensor
     maximize: bool = False
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """Of the state of each member, without what every process has whole."""
+        return tuple(key for key, _ in self.members[0].layout if key not in (*self.rule.whole, COUNTER, FIT))
+
+    def operands(self, member: Member) -> Operands[Tensor]:
+        """What a step of a member reads and writes: the local shards."""
+        param, state = member.param, member.state
+        tensors = [sharding.local(param), sharding.local(member.gradient())]
+        tensors += [sharding.local(state[key]) for key in self.keys]
+        place = Place(self.rule.seed, self.step, member.number, param.shape, member.origin, tensors[0].shape)
+        return Operands(self.rule, self.keys, tensors, [place])
 
     def descend(self) -> None:
         """Take the step that the rule declares: direction, map, scale, decay, step."""

@@ -6,135 +6,170 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FunctionType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from steepest import sharding
-from steepest.engine.body import Body, compute_dtype
-from steepest.engine.tensors import TensorList
+from steepest.engine.body import Body
+from steepest.engine.precision import Half, Kept, Operands, compute_dtype, packed, pairs, together, unpacked
 from steepest.kernels.device import large_elements, piece_elements
+from steepest.kernels.rounding import lanes
 from steepest.rules.base import Geometry, Numbers, Phase, Rule
 
 if TYPE_CHECKING:
     from steepest.engine.bucket import Bucket, Member
 
-# Parameter, gradient, then the buffers in the order the rule declares them: whole tensors or matching pieces.
-Operands = Sequence[Tensor]
-
 # A list of small tensors holds at most this many times the elements of one piece.
 _LIST_PIECES = 4
+# What a compiled step makes noise of: lanes, and the counters of the parameter (under no name) and of its buffers.
+Noises = tuple[Tensor, Mapping[str, Sequence[Tensor]]]
 
 
 def run(bucket: Bucket, phase: Phase, members: Sequence[Member]) -> None:
     """Step the members by their local shards: one by one ("single"), or small ones in lists, large ones in pieces."""
     rule, numbers = bucket.rule, bucket.numbers(phase)
     body = Body(rule, phase.geometry, bucket.maximize)
-    every = [operands(member, rule) for member in members]
-    every = [each for each in every if each[0].numel()]
+    every = [each for each in map(bucket.operands, members) if each.numel]
     if rule.backend == "single":
         for each in every:
-            body(each[0], each[1], _state(rule, each), numbers)
+            body(each.param, each.grad, each.state, numbers)
         return
-    large = [each for each in every if each[0].numel() >= large_elements(each[0].device)]
-    small = [each for each in every if each[0].numel() < large_elements(each[0].device)]
+    small: list[Operands[Tensor]] = []
+    large: list[Operands[Tensor]] = []
+    for each in every:
+        (large if each.numel >= large_elements(each.device) else small).append(each)
     for group in _lists(small):
-        columns = [TensorList(column) for column in zip(*group, strict=True)]
-        body(columns[0], columns[1], dict(zip(rule.buffers, columns[2:], strict=True)), numbers)
+        lists = together(group)
+        body(lists.param, lists.grad, lists.state, numbers)
     if rule.backend == "compile":
         large = _run_compiled(body, large, numbers)
     for each in large:
-        for part in _pieces(each, piece_elements(each[0].device)):
-            body(part[0], part[1], _state(rule, part), numbers)
+        for part in _pieces(each, piece_elements(each.device)):
+            body(part.param, part.grad, part.state, numbers)
 
 
 def trial_directions(bucket: Bucket) -> Iterator[Tensor]:
     """The directions that the step will map, of the local shards, piece by piece; buffers stay as they are."""
     phase = bucket.rule.phase(bucket.step)
     numbers, body = bucket.numbers(phase), Body(bucket.rule, phase.geometry, bucket.maximize)
-    for member in bucket.members:
-        each = operands(member, bucket.rule)
-        like = each[0].new_empty(0, dtype=compute_dtype(each[0].dtype))
-        for part in _pieces(each, piece_elements(each[0].device)):
-            trial = {name: buffer.clone() for name, buffer in _state(bucket.rule, part).items()}
-            yield body.direction(like, part[1], trial, numbers)
+    for each in map(bucket.operands, bucket.members):
+        like = each.tensors[0].new_empty(0, dtype=compute_dtype(each.tensors[0].dtype))
+        for part in _pieces(each, piece_elements(each.device)):
+            yield body.direction(like, part.grad, part.state, numbers, trial=True)
 
 
-def operands(member: Member, rule: Rule) -> Operands:
-    """The local shards of a parameter, its gradient and its buffers."""
-    return [sharding.local(t) for t in (member.param, member.gradient(), *(member.state[n] for n in rule.buffers))]
-
-
-def _state(rule: Rule, each: Operands) -> dict[str, Tensor]:
-    return dict(zip(rule.buffers, each[2:], strict=True))
-
-
-def _lists(every: Sequence[Operands]) -> Iterator[list[Operands]]:
+def _lists(every: Sequence[Operands[Tensor]]) -> Iterator[list[Operands[Tensor]]]:
     """Cut a list of small tensors so that the temporaries of a list stay small."""
-    group: list[Operands] = []
+    group: list[Operands[Tensor]] = []
     room = 0
     for each in every:
-        if group and each[0].numel() > room:
+        size = each.numel
+        if group and size > room:
             yield group
             group = []
         if not group:
-            room = _LIST_PIECES * piece_elements(each[0].device)
+            room = _LIST_PIECES * piece_elements(each.device)
         group.append(each)
-        room -= each[0].numel()
+        room -= size
     if group:
         yield group
 
 
-def _pieces(each: Operands, size: int) -> Iterator[Operands]:
+def _pieces(each: Operands[Tensor], size: int) -> Iterator[Operands[Tensor]]:
     """Matching pieces of tensors of one shape: flat where all are contiguous, else along the first axis."""
-    if each[0].numel() <= size:
+    if each.numel <= size:
         yield each
-    elif _flat(each):
-        yield from zip(*(t.view(-1).split(size) for t in each), strict=True)
+        return
+    if _flat(each):
+        length = size
+        parts = [t.view(-1).split(size) for t in each.tensors]
     else:
-        rows = max(1, size * each[0].shape[0] // each[0].numel())
-        yield from zip(*(t.split(rows) for t in each), strict=True)
+        rows = max(1, size * len(each.tensors[0]) // each.numel)
+        length = rows * (each.numel // len(each.tensors[0]))
+        parts = [t.split(rows) for t in each.tensors]
+    for i, part in enumerate(zip(*parts, strict=True)):
+        yield each.piece(part, i * length)
 
 
-def _flat(each: Operands) -> bool:
-    return all(t.is_contiguous() for t in each)
+def _flat(each: Operands[Tensor]) -> bool:
+    """Whether the same place in memory is the same element in all of them, and the noise is that of a run of them."""
+    shape = each.tensors[0].shape
+    return each.places[0].contiguous and all(t.is_contiguous() and t.shape == shape for t in each.tensors)
 
 
 # Compiled ------------------------------------------------------------------------------------------------------------
 
 
+class PlainLerp(TorchFunctionMode):
+    """An average by one formula: the built-in one chooses between two by its weight, element by element if compiled."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """``x + weight (end - x)``."""
+        if func is Tensor.lerp:
+            x, end, weight = args
+            return x + weight * (end - x)
+        if func is Tensor.lerp_:
+            x, end, weight = args
+            return x.add_(weight * (end - x))
+        return func(*args, **(kwargs or {}))
+
+
 @functools.cache
-def _compiled(rule: type[Rule], geometry: Geometry, maximize: bool) -> Callable[..., None]:
+def _compiled(rule: type[Rule], geometry: Geometry, maximize: bool, paired: bool) -> Callable[..., None]:
     """One graph for flat tensors of any length; every number is a tensor argument, so nothing is compiled twice."""
     body = Body(rule(), geometry, maximize)
 
     def step(param: Tensor, grad: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> None:
-        body(param, grad, state, numbers)
+        with PlainLerp():
+            body(Kept(param), grad, {name: Kept(buffer) for name, buffer in state.items()}, numbers)
 
+    def step_of_pairs(
+        param: Tensor, grad: Tensor, state: Mapping[str, Tensor], numbers: Numbers, noise: Noises
+    ) -> None:
+        lanes, counters = noise
+        tensors = {"": param, **state}
+        halves = {name: [Half(values) for values in unpacked(tensor)] for name, tensor in tensors.items()}
+        for side, g in enumerate(unpacked(grad)):
+            with PlainLerp():
+                body(halves[""][side], g, {name: halves[name][side] for name in state}, numbers)
+        for name, tensor in tensors.items():
+            first, second = halves[name]
+            tensor.copy_(packed(first.values, second.values, tensor.dtype, (lanes, counters.get(name))))
+
+    chosen = step_of_pairs if paired else step
     # The compiler counts its graphs by code object and gives up after some: each rule gets a code object of its own.
-    own = FunctionType(step.__code__.replace(co_name=f"step_{rule.name}"), globals(), closure=step.__closure__)
+    own = FunctionType(chosen.__code__.replace(co_name=f"step_{rule.name}"), globals(), closure=chosen.__closure__)
     return torch.compile(own, dynamic=True, fullgraph=True)
 
 
-def _run_compiled(body: Body, large: list[Operands], numbers: Numbers) -> list[Operands]:
+def _run_compiled(body: Body, large: list[Operands[Tensor]], numbers: Numbers) -> list[Operands[Tensor]]:
     """Step the large tensors that are flat in memory; return those that are left for the ordinary path."""
-    # The compiler plans its threads for the first tensor it sees, so the largest goes first.
-    flat = sorted(filter(_flat, large), key=lambda each: -each[0].numel())
-    left = [each for each in large if not _flat(each)]
-    if not flat or flat[0][0].device.type in _without_compiler:
+    if not large or large[0].device.type in _without_compiler:
         return large
-    step = _compiled(type(body.rule), body.geometry, body.maximize)  # type: ignore[arg-type]
-    dtype = compute_dtype(flat[0][0].dtype)
+    paired = large[0].rounded  # all of a bucket are kept alike
+    views = [(pairs(each) if paired else [t.view(-1) for t in each.tensors]) if _flat(each) else None for each in large]
+    left = [each for each, tensors in zip(large, views, strict=True) if tensors is None]
+    flat = [(each, tensors) for each, tensors in zip(large, views, strict=True) if tensors is not None]
+    if not flat:
+        return large
+    step = _compiled(type(body.rule), body.geometry, body.maximize, paired)  # type: ignore[arg-type]
+    dtype = compute_dtype(large[0].tensors[0].dtype)
     scalars = {name: torch.as_tensor(value, dtype=dtype, device="cpu") for name, value in numbers.items()}
-    for i, each in enumerate(flat):
-        views = [t.view(-1) for t in each]
+    # The compiler plans its threads for the first tensor it sees, so the largest goes first.
+    flat.sort(key=lambda one: -one[0].numel)
+    for i, (each, (param, grad, *state)) in enumerate(flat):
+        counters = {name: kept.noise.counters() for name, kept in each.kept().items() if kept.noise is not None}
+        noise = [(lanes(param.shape[-1], param.device), counters)] if paired else []
         try:
-            step(views[0], views[1], _state(body.rule, views), scalars)
+            step(param, grad, dict(zip(each.keys, state, strict=True)), scalars, *noise)
         except torch._dynamo.exc.BackendCompilerFailed as error:
-            _without_compiler.add(each[0].device.type)  # trying again at each step would cost seconds each time
+            _without_compiler.add(each.device.type)  # trying again at each step would cost seconds each time
             warnings.warn(_NO_COMPILER.format(reason=str(error).splitlines()[0]), stacklevel=2)
-            return left + flat[i:]
+            return left + [each for each, _ in flat[i:]]
     return left
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor
 
 from steepest import kernels, sharding
-from steepest.engine.body import Body, compute_dtype, descend, load, store
-from steepest.engine.elements import operands
+from steepest.engine.body import Body, descend
+from steepest.engine.precision import Operands, compute_dtype, together
 from steepest.engine.tensors import TensorList
 from steepest.kernels.device import stack_elements
 from steepest.rules.base import SCALES, Numbers, Phase
@@ -26,11 +25,11 @@ def run(bucket: Bucket, phase: Phase, members: Sequence[Member]) -> None:
     numbers = bucket.numbers(phase)
     body = Body(bucket.rule, phase.geometry, bucket.maximize)
     for batch in _batches(members, single=bucket.rule.backend == "single"):
-        updates = _mapped(phase, batch, _directions(body, batch, numbers), numbers)
-        params = TensorList([sharding.local(m.param) for m in batch])
-        wide = load(params)
+        lists = together([bucket.operands(m) for m in batch])
+        updates = _mapped(phase, batch, _directions(body, batch, lists, numbers), numbers)
+        wide = lists.param.load()
         descend(wide, TensorList([sharding.shard(u, m.param) for u, m in zip(updates, batch, strict=True)]), numbers)
-        store(params, wide)
+        lists.param.store(wide)
         del updates, wide  # before the next batch is mapped: on a GPU each may be half a GiB
 
 
@@ -59,8 +58,7 @@ def trial_directions(bucket: Bucket) -> Iterator[tuple[Member, Tensor]]:
     phase = bucket.rule.phase(bucket.step)
     numbers, body = bucket.numbers(phase), Body(bucket.rule, phase.geometry, bucket.maximize)
     for member in bucket.members:
-        trial = replace(member, state={name: buffer.clone() for name, buffer in member.state.items()})
-        (direction,) = _directions(body, [trial], numbers)
+        (direction,) = _directions(body, [member], together([bucket.operands(member)]), numbers, trial=True)
         yield member, direction
 
 
@@ -68,7 +66,8 @@ def run_mixed(bucket: Bucket, phase: Phase, member: Member, passed: Sequence[boo
     """Step a member of several matrices of which some take the phase and the others its ``otherwise``."""
     assert phase.otherwise is not None
     numbers = bucket.numbers(phase)
-    (direction,) = _directions(Body(bucket.rule, phase.geometry, bucket.maximize), [member], numbers)
+    lists = together([bucket.operands(member)])
+    (direction,) = _directions(Body(bucket.rule, phase.geometry, bucket.maximize), [member], lists, numbers)
     flags = iter(passed)
     updates, ratios = [], []
     for x in member.view.split(direction):
@@ -85,11 +84,11 @@ def run_mixed(bucket: Bucket, phase: Phase, member: Member, passed: Sequence[boo
         updates.append(update.view(x.shape))
         ratios.append(ratio.view(x.shape))
     rate = sharding.shard(member.view.join(ratios, direction.shape), member.param) * bucket.lr
-    param = sharding.local(member.param)
-    wide = load(param)
-    wide.mul_(1.0 - rate * bucket.rule.weight_decay)
-    wide.sub_(sharding.shard(member.view.join(updates, direction.shape), member.param) * bucket.lr)
-    store(param, wide)
+    wide = lists.param.load()
+    (values,) = wide.tensors
+    values.mul_(1.0 - rate * bucket.rule.weight_decay)
+    values.sub_(sharding.shard(member.view.join(updates, direction.shape), member.param) * bucket.lr)
+    lists.param.store(wide)
 
 
 def _batches(members: Sequence[Member], *, single: bool) -> Iterator[list[Member]]:
@@ -105,12 +104,13 @@ def _batches(members: Sequence[Member], *, single: bool) -> Iterator[list[Member
             yield same[start : start + count]
 
 
-def _directions(body: Body, batch: Sequence[Member], numbers: Numbers) -> list[Tensor]:
-    """The directions of whole (gathered) tensors; buffers are brought up to date."""
-    columns = [TensorList(column) for column in zip(*(operands(m, body.rule) for m in batch), strict=True)]
-    first = columns[0].tensors[0]
+def _directions(
+    body: Body, batch: Sequence[Member], lists: Operands[TensorList], numbers: Numbers, *, trial: bool = False
+) -> list[Tensor]:
+    """The directions of whole (gathered) tensors; buffers are brought up to date, but not in a trial."""
+    first = lists.tensors[0].tensors[0]
     like = TensorList([first.new_empty(0, dtype=compute_dtype(first.dtype))])
-    d = body.direction(like, columns[1], dict(zip(body.rule.buffers, columns[2:], strict=True)), numbers)
+    d = body.direction(like, lists.grad, lists.state, numbers, trial=trial)
     return [sharding.full(x, m.param) for x, m in zip(d.tensors, batch, strict=True)]
 
 

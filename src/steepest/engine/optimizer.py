@@ -14,7 +14,7 @@ from steepest.engine import fitting
 from steepest.engine import state as states
 from steepest.engine.bucket import Bucket, Member
 from steepest.routing import Routing, View, default_routing, report
-from steepest.rules.base import Rule, by_name, check_choice, check_named, check_options, check_whole, options
+from steepest.rules.base import REMAINDER, Rule, by_name, check_choice, check_named, check_options, check_whole, options
 
 CheckFinite = Literal["matrix", "all", "none"]
 
@@ -130,7 +130,12 @@ class Steepest(torch.optim.Optimizer):
         param = group["params"][index]
         view = _view(group["view"], param) if rule.needs == "matrix" else View(element=True)
         state = self.state[param] = self.state.get(param) or states.create(rule, param)  # it may have been frozen
-        return Member(group["param_names"][index], param, state, view)
+        before = 0
+        for other in self.param_groups:
+            if other is group:
+                break
+            before += len(other["params"])
+        return Member(group["param_names"][index], param, state, view, before + index)
 
     # Step ------------------------------------------------------------------------------------------------------------
 
@@ -181,6 +186,11 @@ class Steepest(torch.optim.Optimizer):
                         f"the gradient of {member.name!r} is sparse; steepest needs dense ones: build the "
                         "embedding with sparse=False"
                     )
+                if rule.param_rounding == "kahan" and param.dtype == torch.bfloat16 and REMAINDER not in member.state:
+                    raise ValueError(
+                        f"param_rounding='kahan' was set after the state of {member.name!r} was made, which has no "
+                        f"{REMAINDER!r}; give it to the optimizer when it is built"
+                    )
                 found.append((i, member))
         steps = torch.stack([m.state[states.COUNTER] for _, m in found]).tolist() if found else []
         fits = fitting.saved([(rules[i], m) for i, m in found])
@@ -188,7 +198,8 @@ class Steepest(torch.optim.Optimizer):
         for (i, member), step, fit in zip(found, steps, fits, strict=True):
             param, grad = member.param, member.param.grad
             assert grad is not None
-            sorted_in.setdefault((i, step, fit, param.device, param.dtype, grad.dtype), []).append(member)
+            kind = (i, step, fit, param.device, param.dtype, grad.dtype, member.layout)
+            sorted_in.setdefault(kind, []).append(member)
         return [
             Bucket(fitting.with_fit(rules[i], fit), step, members, i, rules[i].lr, self.param_groups[i]["maximize"])
             for (i, step, fit, *_), members in sorted_in.items()
@@ -383,6 +394,11 @@ def _check_params(rule: Rule, named: Sequence[tuple[str, Tensor]], taken: set[in
         if not param.is_floating_point():
             hint = "; view it as real with torch.view_as_real" if param.is_complex() else ""
             raise TypeError(f"{name!r} is of dtype {param.dtype}; steepest steps real floating-point parameters{hint}")
+        if rule.param_rounding != "nearest" and param.dtype.itemsize < 4 and param.dtype != torch.bfloat16:
+            raise ValueError(
+                f"{name!r} is of dtype {param.dtype}; param_rounding={rule.param_rounding!r} is for bfloat16 (and "
+                "leaves wider parameters alone): use 'nearest' here"
+            )
 
 
 def _check_matrix(rule: Rule, name: str, param: Tensor, view: View) -> None:

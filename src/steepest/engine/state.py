@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steepest.rules.base import Rule, by_name, closest, options
+from steepest import sharding
+from steepest.rules.base import Rule, by_name, closest, options, scales_key
 
 COUNTER = "step"
 FIT = "fit"
@@ -30,14 +31,16 @@ def kept_bytes(rule: Rule) -> int:
 
 
 def create(rule: Rule, param: Tensor) -> dict[str, Tensor]:
-    """The state of a new parameter: a step counter, no fit, and zero buffers of the declared shapes and dtypes."""
+    """The state of a new parameter: a step counter, no fit, and zeros of the declared shapes and dtypes."""
     state: dict[str, Tensor] = {
         key: torch.zeros(shape, dtype=dtype) if key == COUNTER else torch.full(shape, math.nan, dtype=dtype)
         for key, (shape, dtype) in kept_specs(rule).items()
     }
-    for name, (shape, dtype) in rule.buffer_specs(param.shape, param.dtype).items():
+    for name, (shape, dtype) in rule.state_specs(param.shape, param.dtype).items():
         if shape == param.shape and name not in rule.whole:  # keeps the memory layout, and the sharding of a DTensor
             state[name] = torch.zeros_like(param, dtype=dtype, requires_grad=False)
+        elif name in map(scales_key, rule.coded):
+            state[name] = sharding.zero_rows(shape, dtype, param)
         else:
             state[name] = torch.zeros(shape, dtype=dtype, device=param.device)
     return state
@@ -121,7 +124,7 @@ def _check_group(i: int, group: Mapping[str, Any], saved: Mapping[str, Any]) -> 
 
 
 def _check_state(rule: Rule, param: Tensor, name: str, saved: Mapping[str, Any] | None) -> None:
-    specs = rule.buffer_specs(param.shape, param.dtype)
+    specs = rule.state_specs(param.shape, param.dtype)
     wanted = {**kept_specs(rule), **specs}
     if saved is None:
         if not param.requires_grad:  # a frozen parameter has no state until it is unfrozen
@@ -150,6 +153,6 @@ def adopt(rule: Rule, param: Tensor, saved: Mapping[str, Any]) -> dict[str, Tens
         key: torch.as_tensor(saved[key]).detach().to("cpu", dtype, copy=True)
         for key, (_, dtype) in kept_specs(rule).items()
     }
-    for name, (_, dtype) in rule.buffer_specs(param.shape, param.dtype).items():
+    for name, (_, dtype) in rule.state_specs(param.shape, param.dtype).items():
         state[name] = saved[name].detach().to(param.device, dtype, copy=True)
     return state

@@ -34,15 +34,27 @@ def _tanh(y: Any) -> Any:
 
 
 def _tanh_of_half(y: Any) -> Any:
-    """tanh(y / 2) through the logistic function, in place; compiled, through a power of two, which is quicker there."""
-    if torch.compiler.is_compiling():
-        power = y.clamp(-20.0, 20.0).mul(math.log2(math.e)).exp2()
-        return (power - 1.0) / (power + 1.0)
+    """tanh(y / 2) in place, through the logistic function; compiled for float32, by a quotient of polynomials."""
+    if torch.compiler.is_compiling() and y.dtype == torch.float32:
+        return _rational_tanh_of_half(y)
     # Beyond 40 it is 1 in every dtype, and the logistic function takes four times as long from 88 on.
     y.clamp_(-40.0, 40.0).sigmoid_()
     if isinstance(y, Tensor):  # one pass in place of two
         return torch.add(y.new_full((), -1.0), y, alpha=2.0, out=y)
     return y.mul_(2.0).sub_(1.0)
+
+
+def _rational_tanh_of_half(y: Tensor) -> Tensor:
+    """The rational function (3, 4) in y^2 of least relative error, 1.3e-7, up to |y| = 15.8, and the sign beyond.
+
+    In the caches a compiled step takes 2/3 of the time it takes with an exponential (0.21 against 0.32 ns an element on
+    two cores), which hides it behind the memory. The numbers stand in the text because the compiler would take those of
+    a module as arguments that may change.
+    """
+    s = y * y
+    p = ((9.00924572e-8 * s + 9.25147747e-5) * s + 0.0161680212) * s + 0.499999935
+    q = (((9.73651029e-10 * s + 3.75018729e-6) * s + 1.49088005e-3) * s + 0.115669109) * s + 1.0
+    return torch.where(s > 249.64, y.sign(), y * p / q)  # a select is quicker than a clamp
 
 
 def _algebraic(y: Any) -> Any:
@@ -87,7 +99,8 @@ def soft_sign(x: Tensor, temperature: float | Tensor, relaxation: str = "tanh", 
     """Map each element to phi(temperature x): its sign where temperature |x| >> 1, temperature x where it is << 1.
 
     Softsign (Feoktistov et al. 2026, arXiv 2605.31371). On a CPU, tanh is computed through the logistic function, which
-    takes a tenth of the time and has an absolute error below 2e-7 in float32.
+    takes a tenth of the time and has an absolute error below 2e-7 in float32; in a compiled step, by a rational
+    function with a relative error below 5e-7.
 
     Args:
         x: any shape, floating point. Not changed, unless ``overwrite``.

@@ -26,6 +26,7 @@ class AdamW(Rule):
 
     name: ClassVar[str] = "adamw"
     buffers: ClassVar[tuple[str, ...]] = ("momentum", "second")
+    coded: ClassVar[tuple[str, ...]] = ("momentum",)
 
     lr: Rate = 1e-3
     betas: tuple[float, float] = (0.8, 0.999)

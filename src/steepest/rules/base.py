@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
+from steepest.kernels.rounding import scales_shape
+
 if TYPE_CHECKING:
     from steepest.engine.bucket import Bucket
     from steepest.routing.roles import Role
@@ -28,12 +30,17 @@ Fit = tuple[float, float]  # centre and spread
 # Metadata of a field that is no option: the optimizer measures it and keeps it in the state of each parameter.
 KEPT = {"kept": True}
 
-STATE_DTYPES = {
+DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+STATE_DTYPES = {**DTYPES, "int8": torch.int8}
+Rounding = Literal["nearest", "stochastic", "kahan"]
+ROUNDINGS = ("nearest", "stochastic", "kahan")
+# Key of the state of a parameter under Kahan compensation: what its bfloat16 lacks of a float32.
+REMAINDER = "param_remainder"
 
 SCALES: dict[str, Callable[[int, int], float]] = {
     "match_rms": lambda m, n: 0.2 * math.sqrt(max(m, n)),
@@ -94,15 +101,27 @@ class Rule:
     or a scheduler may change reaches it through ``numbers``, so that a compiled step is never compiled again.
 
     Class variables: ``name``; ``needs``, how much of a tensor a step must see at once; ``buffers``, the names of the
-    state; ``whole``, those of them that every process holds whole; ``takes``, the part of a model that the rule is for
-    (the hidden matrices, if it needs matrices, or else all of it; or the rest); ``fitted``, what the optimizer measures
-    over all tensors of the rule where ``wants_fit`` says so (see ``rules.Softened``).
+    state; ``whole``, those that every process holds whole; ``coded``, those that may be kept in 8 bits (averages
+    of gradients, not of squares, whose small values would become zero); ``takes``, the part of a model that the rule is
+    for (the hidden matrices, if it needs matrices, or else all of it; or the rest); ``fitted``, what the optimizer
+    measures over all tensors of the rule where ``wants_fit`` says so (see ``rules.Softened``).
+
+    Values kept in few bits are rounded at random, so that the expectation is exact and no decay is lost. The randomness
+    is a function of ``seed``, the step, the number of the parameter in the optimizer, the buffer, and the place of the
+    element in the whole tensor: a resumed run repeats bit for bit, and so does a sharded one.
 
     Attributes:
         lr: learning rate, >= 0; a number or a 0-dim tensor.
         weight_decay: decoupled decay, multiplied by the rate of the step taken.
         view: how a tensor is a stack of (out, in) matrices, as text; None lets the routing or the shape decide.
-        state_dtype: dtype of the buffers by name ("float32", "bfloat16", ...); None for that of the parameter.
+        state_dtype: dtype of the buffers: "float64", "float32", "bfloat16" (rounded at random), "float16" (rounded to
+            nearest), or "int8" (8-bit codes of blocks of 256 elements of a row, rounded at random, and a float32 scale
+            for each block; rows of up to 4 elements, so vectors, in float32); None for that of the parameter. On a CPU
+            bfloat16 is faster than float32 with the backend "compile", and slower with the others.
+        param_rounding: how bfloat16 parameters are stored after a step: "nearest" (as torch does: updates and decay
+            below half a unit in the last place, 2^-9 of a weight, are lost), "stochastic" (at random, decay and update
+            together), or "kahan" (with the missing 16 bits of float32 kept in the state). Wider ones lose nothing.
+        seed: of all that is random, 0; the same on all processes.
         backend: "single" (one tensor at a time, the specification), "foreach" (many tensors at a time, large ones in
             cache-sized pieces), "compile" (torch.compile for large tensors) or "auto".
     """
@@ -111,6 +130,7 @@ class Rule:
     needs: ClassVar[Need] = "element"
     buffers: ClassVar[tuple[str, ...]] = ()
     whole: ClassVar[tuple[str, ...]] = ()
+    coded: ClassVar[tuple[str, ...]] = ()
     takes: ClassVar[Literal["all", "hidden", "rest"]] = "all"
     fitted: ClassVar[tuple[FitKind, ...]] = ()
 
@@ -118,6 +138,8 @@ class Rule:
     weight_decay: float = 0.0
     view: str | None = None
     state_dtype: str | None = None
+    param_rounding: Rounding = "nearest"
+    seed: int = 0
     backend: Backend = "auto"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -136,8 +158,23 @@ class Rule:
         check_range(self.name, "lr", self.lr, 0.0, math.inf)
         check_range(self.name, "weight_decay", self.weight_decay, 0.0, math.inf)
         check_choice(self.name, "backend", self.backend, ("auto", "single", "foreach", "compile"))
+        check_choice(self.name, "param_rounding", self.param_rounding, ROUNDINGS)
+        if self.param_rounding != "nearest" and type(self).update is not Rule.update:
+            raise ValueError(f"{self.name}: it takes its own steps, to which param_rounding does not apply")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"{self.name}: seed must be a whole number from 0 to 2**32 - 1, got {self.seed!r}")
         if self.state_dtype is not None:
             check_choice(self.name, "state_dtype", self.state_dtype, STATE_DTYPES)
+        if self.state_dtype == "int8":
+            self._check_codes()
+
+    def _check_codes(self) -> None:
+        lost = [name for name in self.buffers if name not in (*self.coded, *self.whole)]
+        if lost:
+            raise ValueError(
+                f"{self.name}: state_dtype='int8' cannot represent {' and '.join(map(repr, lost))}: 8-bit codes hold "
+                "averages of gradients, not of their squares; use 'bfloat16', or a rule that keeps momentum alone"
+            )
 
     def numbers(self, step: int) -> dict[str, float]:
         """The numbers that ``direction`` and the geometry read at a 0-based step."""
@@ -162,7 +199,18 @@ class Rule:
     def buffer_specs(self, shape: torch.Size, dtype: torch.dtype) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """Shape and dtype of each declared buffer of a parameter."""
         kept = dtype if self.state_dtype is None else STATE_DTYPES[self.state_dtype]
+        if kept == torch.int8 and not worth_codes(shape):
+            kept = torch.float32
         return dict.fromkeys(self.buffers, (shape, kept))
+
+    def state_specs(self, shape: torch.Size, dtype: torch.dtype) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """The buffers, the scales of those in 8 bits, and what Kahan compensation keeps."""
+        specs = self.buffer_specs(shape, dtype)
+        coded = [name for name in self.coded if self.state_dtype == "int8" and specs[name][1] == torch.int8]
+        specs = {**specs, **{scales_key(name): (scales_shape(shape), torch.float32) for name in coded}}
+        if self.param_rounding == "kahan" and dtype == torch.bfloat16:
+            specs[REMAINDER] = (shape, torch.int16)
+        return specs
 
     def period_steps(self) -> int:
         """Number of steps after which the phases repeat (what a report averages over)."""
@@ -184,7 +232,13 @@ class Rule:
 
         With the scale "match_rms" the steps of the two are of one size.
         """
-        return self if self.takes == "all" else by_name("adamw")(lr=self.lr, weight_decay=self.weight_decay)
+        if self.takes == "all":
+            return self
+        return by_name("adamw")(lr=self.lr, weight_decay=self.weight_decay, **self.rounding())
+
+    def rounding(self) -> dict[str, Any]:
+        """How the parameters of a model are stored, for a rule beside this one."""
+        return {"param_rounding": self.param_rounding, "seed": self.seed}
 
     def for_role(self, role: Role) -> Rule:
         """The rule for parameters of a role: itself, if it makes no difference."""
@@ -197,6 +251,16 @@ class Rule:
     def update(self, bucket: Bucket) -> None:
         """Take one step for the tensors of a bucket; override for a method that the grammar cannot say."""
         bucket.descend()
+
+
+def scales_key(buffer: str) -> str:
+    """Key of the state that holds the scales of a buffer of 8-bit codes."""
+    return f"{buffer}_scales"
+
+
+def worth_codes(shape: torch.Size) -> bool:
+    """Whether codes and scales of a tensor take less than the two bytes per element of a bfloat16."""
+    return scales_shape(shape).numel() * torch.float32.itemsize < shape.numel() and len(shape) > 1
 
 
 _REGISTRY: dict[str, type[Rule]] = {}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steepest import kernels
 from steepest.kernels.device import product_dtype
-from steepest.rules.base import STATE_DTYPES, Need, Numbers
+from steepest.rules.base import DTYPES, Need, Numbers
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Polar:
 
     def product_dtype(self, x: Tensor) -> torch.dtype:
         """The dtype of the products: the one asked for, or the fast one of the device."""
-        return product_dtype(x.device, x.dtype) if self.dtype is None else STATE_DTYPES[self.dtype]
+        return product_dtype(x.device, x.dtype) if self.dtype is None else DTYPES[self.dtype]
 
     def rms(self, m: int, n: int) -> float:
         """All min(m, n) singular values are 1."""

@@ -45,6 +45,7 @@ class LASM(Rule):
 
     name: ClassVar[str] = "lasm"
     buffers: ClassVar[tuple[str, ...]] = ("momentum", "variance")
+    coded: ClassVar[tuple[str, ...]] = ("momentum",)
 
     lr: Rate = 3e-4
     betas: tuple[float, float] = (0.9, 0.95)

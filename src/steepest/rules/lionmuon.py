@@ -31,7 +31,7 @@ class LionMuon(SpectralRule):
         trigger: "period"; "random" for a spectral step with probability 1 / period (the revised paper found no
             difference); "stable_rank" for a spectral step on the matrices whose direction has a stable rank of at most
             ``threshold * min(m, n)``, and a sign step on the others.
-        seed: of the random trigger and of the power iteration; the same on all processes.
+        seed: also of the random trigger and of the power iteration.
         threshold: of the stable-rank trigger; 0.006 is in the middle of the range that the authors tried.
     """
 
@@ -44,7 +44,6 @@ class LionMuon(SpectralRule):
     offset: int = 0
     weight_decay: float = 0.1
     trigger: Literal["period", "random", "stable_rank"] = "period"
-    seed: int = 0
     threshold: float = 0.006
 
     def __post_init__(self) -> None:
@@ -59,8 +58,6 @@ class LionMuon(SpectralRule):
             )
         if not isinstance(self.offset, int) or self.offset < 0:
             raise ValueError(f"{self.name}: offset must be a whole number of steps >= 0, got {self.offset!r}")
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 32:
-            raise ValueError(f"{self.name}: seed must be a whole number from 0 to 2**32 - 1, got {self.seed!r}")
 
     def phase(self, step: int) -> Phase:
         """A spectral or a sign step, by the trigger."""

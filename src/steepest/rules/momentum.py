@@ -24,6 +24,7 @@ class MomentumRule(Rule):
     """
 
     buffers: ClassVar[tuple[str, ...]] = ("momentum",)
+    coded: ClassVar[tuple[str, ...]] = ("momentum",)
 
     betas: tuple[float, float] = (0.9, 0.9)
 

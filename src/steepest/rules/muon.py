@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from steepest.kernels.polar import schedule
-from steepest.rules.base import SCALES, STATE_DTYPES, Need, Phase, Rate, check_choice
+from steepest.rules.base import DTYPES, SCALES, Need, Phase, Rate, check_choice
 from steepest.rules.geometry import Polar
 from steepest.rules.momentum import MomentumRule, nesterov
 
@@ -35,7 +35,7 @@ class SpectralRule(MomentumRule):
         schedule(self.coefficients, self.steps)
         check_choice(self.name, "scale", self.scale, SCALES)
         if self.compute_dtype is not None:
-            check_choice(self.name, "compute_dtype", self.compute_dtype, STATE_DTYPES)
+            check_choice(self.name, "compute_dtype", self.compute_dtype, DTYPES)
 
     def spectral(self) -> Phase:
         """A spectral step."""

@@ -95,4 +95,4 @@ class SAGE(MomentumRule):
 
     def companion(self) -> Rule:
         """SinkGD on the hidden matrices as in the released hybrid: columns of norm 1, times 10, at the same rate."""
-        return SinkGD(lr=self.lr, alpha=10.0, target="unit", weight_decay=self.weight_decay)
+        return SinkGD(lr=self.lr, alpha=10.0, target="unit", weight_decay=self.weight_decay, **self.rounding())

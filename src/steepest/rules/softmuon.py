@@ -58,4 +58,4 @@ class SoftMuon(Softened, Muon):
     def companion(self) -> Rule:
         """AdamW beside it as in the released code: rate 3e-4 for 0.02 here. It is never softened."""
         rate = self.lr * (3e-4 / 0.02) if self.scale == "keller" else self.lr
-        return AdamW(lr=rate, betas=(0.9, 0.95), eps=1e-10, weight_decay=self.weight_decay)
+        return AdamW(lr=rate, betas=(0.9, 0.95), eps=1e-10, weight_decay=self.weight_decay, **self.rounding())

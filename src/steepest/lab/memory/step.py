@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import steepest
+from steepest.kernels.rounding import noise, noise_key
 
 # Elements of tensors of one shape that are traced. The layers of a model repeat, and these fill the largest batches of
 # a step; two of matrices, since what one leaves may be there while the next is mapped.
@@ -99,7 +100,8 @@ def _traced(optimizer: torch.optim.Optimizer) -> int | None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     state = [tensor for tensor in tree_leaves(list(optimizer.state.values())) if isinstance(tensor, Tensor)]
-    allocations = _Allocations([*parameters, *gradients, *state])
+    table = noise(1, noise_key(0, 0), "meta")  # a view of all noise: 2 MiB, made once for a step, which are left out
+    allocations = _Allocations([*parameters, *gradients, *state, table])
     try:
         with allocations:
             optimizer.step()
