@@ -193,6 +193,7 @@ CANDIDATES = [
     Candidate("steepest SinkGD", "spectral", _steepest("SinkGD")),
     Candidate("torch AdamW (fused), embedding", "embedding", _torch("AdamW", fused=True)),
     Candidate("steepest SAGE", "embedding", _steepest("SAGE")),
+    Candidate("steepest SAGE (compile)", "embedding", _steepest("SAGE", backend="compile")),
     Candidate("steepest Lion, embedding", "embedding", _steepest("Lion")),
     Candidate("polar, 5 steps, float32", "kernels", _polar()),
     Candidate("soft_polar, 5 steps, float32", "kernels", _soft_polar(10.0)),
