@@ -2,7 +2,7 @@
 
 Each module listed in `MODULES` has a record `STUDY` (a `base.Study`). To read: `base` (what a study is and what its
 numbers mean), `execution` (cells, workers, going on after a stop), `output` (table, sentences, files), `drawing`. For
-several studies: `small_language_model` (training with rules of their own, tuning) and `sentences`.
+several studies: `small_language_model` (training with rules of their own, tuning), `sentences` and `sac_arms`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,14 @@ MODULES = {
     "softsign-language": "softsign_language",
     "sage-embedding-dilemma": "sage_embedding_dilemma",
     "lasm-ablation": "lasm_ablation",
+    "sac-vision": "sac_vision",
+    "sac-lora": "sac_lora",
+    "sac-granularity": "sac_granularity",
+    "sac-dispersion": "sac_dispersion",
+    "sac-bases": "sac_bases",
+    "sac-robustness": "sac_robustness",
+    "sac-scales": "sac_scales",
+    "sac-gated-deltanet": "sac_gated_deltanet",
 }
 
 

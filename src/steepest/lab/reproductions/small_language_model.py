@@ -20,13 +20,13 @@ from torch.nn import functional
 
 import steepest
 from steepest.lab import methods, models
-from steepest.lab.studies import choose
 from steepest.lab.config import canonical
 from steepest.lab.data import Pack, RunningHash
 from steepest.lab.data import prepare as prepare_pack
 from steepest.lab.reproductions.base import TUNING_SEED, Measure, Report, Setting, Settings
 from steepest.lab.runs import read_json, weights_hash, write_json
 from steepest.lab.schedules import Schedule, set_rates
+from steepest.lab.studies import choose
 from steepest.lab.training import DIVERGED_ABOVE
 
 # Buckets of target tokens, by how often they occur in the training text: the most frequent tokens that make up half of

@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from steepest.lab import methods, schedules
-from steepest.lab.studies import choose
 from steepest.lab.config import MethodConfig, canonical
 from steepest.lab.data.images import Images, Split, imbalanced_split, load_images
 from steepest.lab.data.storage import cache_directory
 from steepest.lab.reproductions.base import TUNING_SEED, Arm, Case, Measure, Report, Results, Setting, Settings, Study
 from steepest.lab.reproductions.drawing import color, marker
 from steepest.lab.statistics import Comparison, compare, holm
+from steepest.lab.studies import choose
 from steepest.lab.wording import listing, plural, rate
 
 RATIOS = (1, 10, 20, 50, 100)

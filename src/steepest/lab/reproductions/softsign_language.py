@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 
 from steepest.lab import methods
 from steepest.lab import training as lab
-from steepest.lab.studies import choose
 from steepest.lab.config import TrainConfig, canonical, validate
 from steepest.lab.reproductions.base import TUNING_SEED, Arm, Case, Measure, Report, Results, Setting, Settings, Study
 from steepest.lab.reproductions.sentences import paired
 from steepest.lab.series import PALETTE
 from steepest.lab.statistics import Comparison
+from steepest.lab.studies import choose
 from steepest.lab.wording import listing, rate, signed
 from steepest.lab.workloads import open_data
 
