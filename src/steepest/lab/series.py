@@ -1,7 +1,7 @@
 """What the figures of a report show: curves, colours, ranges and places of labels.
 
-Both forms of the figures, the static one in `figures.py` and the interactive one in `charts.py`, draw from here and
-from the rows of the headline table, so they cannot disagree.
+Both forms of the figures of a report, the static one and the interactive one, draw from here, from `report.measures`
+and from the rows of the headline table, so they cannot disagree.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -56,23 +57,35 @@ MARKERS = (
 )
 ORDER = (
     *("adamw", "signum", "lion", "muon", "signmuon", "lionmuon", "sgd", "lasm", "softsignum", "softmuon"),
-    *("softlionmuon", "sinkgd", "sage", "sac", "sgg"),
+    *("softlionmuon", "sinkgd", "sage", "sinkgdlion", "lionmuonsage", "softmuonsage", "muontorch", "lionpytorch"),
+    *("nadam", "radam", "adabelief", "adamp", "lamb", "adan", "prodigy", "schedulefree", "sophia"),
+    *("mars+adamw", "mars+lion", "mars+shampoo", "adam8bit", "adammini", "adafactor", "came", "apollo", "apollomini"),
+    *("galore", "fira", "shampoo", "shampoons", "soap"),
 )
 ROLES = ("embedding", "position", "head", "attention", "mlp", "expert", "conv", "mixer", "norm", "bias")
-AXES = ("steps", "tokens", "seconds")
+AXES = ("steps", "tokens", "flops", "seconds")
 SPLITS = ("validation", "train")
 # The height of a plot is chosen for what comes after this part of a run: the fall from ln(vocabulary) would flatten it.
 _FIRST_SHOWN = 0.2
 _TRAIN_POINTS = 80
+# Where there are more methods than colours, lines of the same colour differ in their dashes: (plotly, matplotlib).
+_DASHES: tuple[tuple[str, Any], ...] = (
+    ("solid", "-"),
+    ("dash", (0, (5, 2))),
+    ("dashdot", "-."),
+    ("longdash", (0, (9, 2))),
+)
 
 
 @dataclass(frozen=True)
 class Style:
-    """Colour (index into `PALETTE`) and markers of one method."""
+    """Colour (index into `PALETTE`), markers and dashes of one method, each for plotly and for matplotlib."""
 
     index: int
     symbol: str
     marker: str
+    dash: str = "solid"
+    line: Any = "-"
 
     @property
     def color(self) -> str:
@@ -82,7 +95,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Curve:
-    """Loss against steps, tokens and seconds.
+    """Loss against steps, tokens, FLOPs (NaN where they were not counted) and seconds.
 
     It is the mean over the finished seeds of a method with the range over them, or, if `state` is not "done", one run
     that did not finish.
@@ -93,6 +106,7 @@ class Curve:
     seeds: int
     steps: list[float]
     tokens: list[float]
+    flops: list[float]
     seconds: list[float]
     mean: list[float]
     low: list[float]
@@ -100,29 +114,52 @@ class Curve:
 
     def x(self, axis: str) -> list[float]:
         """The values of one of `AXES`."""
-        return {"steps": self.steps, "tokens": self.tokens, "seconds": self.seconds}[axis]
+        return {"steps": self.steps, "tokens": self.tokens, "flops": self.flops, "seconds": self.seconds}[axis]
 
 
 def ordered(methods: Iterable[Method]) -> list[Method]:
     """Methods in the fixed order of all figures; unknown ones last, as the study lists them."""
-    return sorted(methods, key=lambda m: ORDER.index(_plain(m.name)) if _plain(m.name) in ORDER else len(ORDER))
+    return sorted(methods, key=lambda m: _place(m.name))
 
 
 def styles(study: Study) -> dict[str, Style]:
     """A style by label. The six methods of the first family keep theirs in every report; others take free ones."""
+    return styles_of(ordered(study.methods))
+
+
+def styles_of(methods: Sequence[Method]) -> dict[str, Style]:
+    """A style by label, for methods in their order."""
     taken: dict[str, int] = {}
-    for method in ordered(study.methods):
-        place = ORDER.index(_plain(method.name)) if _plain(method.name) in ORDER else len(ORDER)
+    for method in methods:
+        place = _place(method.name)[0]
         if place < 6 and place not in taken.values():
-            taken[method.label] = place
-    free = [i for i in range(len(PALETTE)) if i not in taken.values()] or [0]
-    others = [m.label for m in ordered(study.methods) if m.label not in taken]
-    taken |= {label: free[i % len(free)] for i, label in enumerate(others)}
-    return {label: Style(i, *MARKERS[i]) for label, i in taken.items()}
+            taken[method.label] = int(place)
+    free = [i for i in range(len(PALETTE)) if i not in taken.values()]
+    found = {label: (i, 0) for label, i in taken.items()}
+    for i, label in enumerate(m.label for m in methods if m.label not in taken):
+        # first the free colours, then all of them again with other markers and dashes
+        lap, color = (0, free[i]) if i < len(free) else divmod(i - len(free), len(PALETTE))
+        found[label] = (color, lap if i < len(free) else lap + 1)
+    return {
+        label: Style(color, *MARKERS[(color + 4 * lap) % len(MARKERS)], *_DASHES[lap % len(_DASHES)])
+        for label, (color, lap) in found.items()
+    }
 
 
-def _plain(name: str) -> str:
-    return name.lower().replace("_", "").replace("-", "")
+def _place(name: str) -> tuple[float, str]:
+    plain = name.lower().replace("_", "").replace("-", "")
+    if plain in ORDER:
+        return ORDER.index(plain), ""
+    wrapper, plus, inner = plain.partition("+")  # sac+adamw: behind all that are not wrapped, as its inner method
+    if plus and inner in ORDER:
+        return len(ORDER) + 1 + ORDER.index(inner), wrapper
+    return len(ORDER), ""
+
+
+def axes(study: Study) -> list[str]:
+    """Those of `AXES` for which there are numbers."""
+    counted = any(math.isfinite(study.flops_per_step(method)) for method in study.methods)
+    return [axis for axis in AXES if axis != "flops" or counted]
 
 
 def curves(study: Study, split: str) -> list[Curve]:
@@ -136,13 +173,13 @@ def curves(study: Study, split: str) -> list[Curve]:
         done = [run for run in runs if run.state == "done"]
         single = [(run.state, [run]) for run in runs if run.state != "done"]
         for state, group in ([("done", done)] if done else []) + single:
-            curve = _curve(method.label, state, group, split)
+            curve = _curve(method.label, state, group, split, study.flops_per_step(method))
             if curve:
                 result.append(curve)
     return result
 
 
-def _curve(label: str, state: str, runs: Sequence[Run], split: str) -> Curve | None:
+def _curve(label: str, state: str, runs: Sequence[Run], split: str, flops: float) -> Curve | None:
     tables = [{p[0]: p for p in _points(run.evals if split == "validation" else run.metrics)} for run in runs]
     steps = sorted(set.intersection(*(set(table) for table in tables)))
     if not steps:
@@ -153,8 +190,9 @@ def _curve(label: str, state: str, runs: Sequence[Run], split: str) -> Curve | N
     if split == "train":
         chunks = np.array_split(np.arange(len(steps)), min(len(steps), _TRAIN_POINTS))
         x = np.stack([x[:, chunk].mean(axis=1) for chunk in chunks], axis=1)
+    step, tokens, seconds = (x[..., i].mean(0) for i in range(3))
     loss = x[..., 3]
-    columns = [x[..., 0].mean(0), x[..., 1].mean(0), x[..., 2].mean(0), loss.mean(0), loss.min(0), loss.max(0)]
+    columns = [step, tokens, flops * step, seconds, loss.mean(0), loss.min(0), loss.max(0)]
     return Curve(label, state, len(runs), *(column.tolist() for column in columns))
 
 
@@ -185,8 +223,11 @@ def padded(low: float, high: float, part: float = 0.05) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def spread(values: Sequence[float], gap: float) -> list[float]:
-    """Move values as little as possible so that neighbours are at least `gap` apart: places for the labels of lines."""
+def spread(values: Sequence[float], gap: float, low: float = -math.inf, high: float = math.inf) -> list[float]:
+    """Move values as little as possible so that neighbours are at least `gap` apart: places for the labels of lines.
+
+    They stay between `low` and `high` as long as there is room for all of them.
+    """
     blocks: list[list[int]] = []
 
     def centre(block: list[int]) -> float:
@@ -199,6 +240,11 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
         ):
             blocks[-2:] = [blocks[-2] + blocks[-1]]
     placed = {i: centre(b) + gap * (k - (len(b) - 1) / 2) for b in blocks for k, i in enumerate(b)}
+    order = [i for block in blocks for i in block]
+    for k, i in enumerate(order):
+        placed[i] = max(placed[i], low + k * gap)
+    for k, i in enumerate(reversed(order)):
+        placed[i] = min(placed[i], high - k * gap)
     return [placed[i] for i in range(len(values))]
 
 
@@ -244,13 +290,13 @@ def trial_window(study: Study) -> tuple[float, float, dict[str, float]]:
     The range holds all losses except those far above the bulk. Runs that diverged have no loss: their crosses stand
     above, one line a method.
     """
-    losses = [t.loss for m in study.methods for t in m.trials if math.isfinite(t.loss)]
+    losses = [t.loss for m in study.methods for t in m.by_rate if math.isfinite(t.loss)]
     low, high = (min(losses), max(losses)) if losses else (0.0, 1.0)
     if len(losses) > 4:
         high = min(high, low + 4 * (float(np.median(losses)) - low))
     low, high = padded(low, high, 0.06)
-    lost = [m.label for m in ordered(study.methods) if any(t.state == "diverged" for t in m.trials)]
-    gap = 0.035 * (high - low)
+    lost = [m.label for m in ordered(study.methods) if any(t.state == "diverged" for t in m.by_rate)]
+    gap = min(0.035, 0.3 / max(len(lost), 1)) * (high - low)
     return low, high + gap * len(lost), {label: high + gap * (i + 0.5) for i, label in enumerate(reversed(lost))}
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steepest.lab.results import Row, Study, number
+from steepest.lab.results import Row, Study, axes, number
 from steepest.lab.statistics import compare
 
 DASH = "\u2013"
@@ -38,6 +38,31 @@ def compact(value: float) -> str:
 def rate(lr: float) -> str:
     """A learning rate, short: 0.008, 3e-05."""
     return f"{lr:.3g}" if math.isfinite(lr) else DASH
+
+
+def value(item: Any) -> str:
+    """A setting or a value of an axis, short."""
+    if isinstance(item, bool) or item is None:
+        return {True: "yes", False: "no", None: "none"}[item]
+    if isinstance(item, float):
+        return f"{item:.6g}"
+    if isinstance(item, int):
+        return f"{item:,}" if abs(item) >= 10_000 else str(item)
+    if isinstance(item, Mapping):
+        return ", ".join(f"{key} {value(v)}" for key, v in item.items())
+    if isinstance(item, (list, tuple)):
+        return ", ".join(value(v) for v in item) or "none"
+    return str(item)
+
+
+def axis_name(name: str) -> str:
+    """A tuned axis in words."""
+    return "learning rate" if name == "lr" else name.replace("_", " ")
+
+
+def settings(options: Mapping[str, Any]) -> str:
+    """Options or a point: "sign lr ratio 0.1, period 2"."""
+    return ", ".join(f"{axis_name(str(name))} {value(item)}" for name, item in options.items())
 
 
 def byte_unit(largest: float) -> tuple[float, str]:
@@ -117,18 +142,26 @@ def seeds_needed(row: Row) -> str:
     if c is None or row.verdict != "not decided" or row.reason:
         return ""
     if c.n < 2:
-        return f"underpowered, needs at least {plural(c.more_seeds or 1, 'more seed')}"
+        return f"needs at least {plural(c.more_seeds or 1, 'more seed')}"
     if c.more_seeds is None or c.more_seeds > 100:
-        return "underpowered, needs more than 100 more seeds"
-    return f"underpowered, needs about {plural(c.more_seeds, 'more seed')}"
+        return "needs more than 100 more seeds"
+    return f"needs about {plural(c.more_seeds, 'more seed')}"
+
+
+def not_after_holm(row: Row) -> str:
+    """Said of a verdict that does not survive the correction for all comparisons of the study; else empty."""
+    if row.verdict not in ("better", "worse") or not row.p_holm >= 0.05:
+        return ""
+    return f"on its own; not among all comparisons together (Holm p = {row.p_holm:.2g})"
 
 
 def badges(row: Row) -> list[tuple[str, str, str]]:
     """(kind, text, explanation) of everything that qualifies a row."""
     found = []
     if row.method.edge and math.isfinite(row.lr):
-        why = "The best learning rate is at the end of the grid; a better one may lie outside: a provisional row."
-        found.append(("edge", "edge of grid", why))
+        name = axes(row.method)
+        why = f"The best {name} is at the edge of the grid; a better one may lie outside: a provisional row."
+        found.append(("edge", "open edge" if name == "learning rate" else f"open edge: {name}", why))
     total = len(row.runs)
     if row.states["diverged"]:
         text = f"{row.states['diverged']} of {total} diverged"
@@ -136,12 +169,16 @@ def badges(row: Row) -> list[tuple[str, str, str]]:
     unfinished = total - row.states["done"] - row.states["diverged"]
     if unfinished:
         found.append(("unfinished", f"{unfinished} of {total} unfinished", "Runs that have not reached the end."))
+    missing = seeds_needed(row)
+    if missing:
+        why = "Under-powered: with a difference and noise of this size, so many seeds would decide at 80% power."
+        found.append(("power", missing, why))
     return found
 
 
 def notes(row: Row) -> list[str]:
     """Everything that qualifies a row, in words."""
-    found = [text for _, text, _ in badges(row)] + [row.reason, seeds_needed(row)]
+    found = [text for _, text, _ in badges(row)] + [row.reason, not_after_holm(row)]
     return [note for note in found if note]
 
 
@@ -192,7 +229,7 @@ def verdict(study: Study, rows: Sequence[Row]) -> list[str]:
         ]
     sentences = [
         f"On this workload ({_workload_sentence(study)}, {plural(max(row.loss.n for row in ranked), 'seed')}), {name} "
-        f"reached the lowest validation loss: {spread(leader, digits)} nats per token."
+        f"reached the lowest validation loss: {spread(leader, digits)} nats per token{_lead(leader, rows, digits)}."
     ]
     tied = [row for row in ranked[1:] if compare(leader.losses, row.losses).verdict != "better"]
     if max(row.loss.n for row in ranked) < 2:
@@ -207,6 +244,15 @@ def verdict(study: Study, rows: Sequence[Row]) -> list[str]:
     else:
         sentences.append("Its lead over every other method is outside the noise.")
     return [*sentences, *_against_baseline(ranked, digits), *_caveats(rows)]
+
+
+def _lead(leader: Row, rows: Sequence[Row], digits: int) -> str:
+    """How far the leader is from the baseline, with the interval."""
+    base, c = next((row for row in rows if row.is_baseline), None), leader.comparison
+    if base is None or c is None or c.n < 2:
+        return ""
+    interval = f"95% interval {signed(c.low, digits)} to {signed(c.high, digits)}, paired by seed"
+    return f", {signed(c.difference, digits)} against {long_name(base.method.label)} ({interval})"
 
 
 def _against_baseline(ranked: Sequence[Row], digits: int) -> list[str]:
@@ -231,9 +277,19 @@ def _against_baseline(ranked: Sequence[Row], digits: int) -> list[str]:
 
 def _caveats(rows: Sequence[Row]) -> list[str]:
     caveats = []
-    edges = [long_name(row.method.label) for row in rows if row.method.edge and math.isfinite(row.lr)]
-    if edges:
-        caveats.append(f"Tuning is open for {listing(edges)}: the best learning rate lies at the edge of the grid.")
+    edges: dict[str, list[str]] = {}
+    for row in rows:
+        if row.method.edge and math.isfinite(row.lr):
+            edges.setdefault(axes(row.method), []).append(long_name(row.method.label))
+    for name, labels in edges.items():
+        lie = "lie" if " and " in name else "lies"
+        caveats.append(f"Tuning is open for {listing(labels)}: the best {name} {lie} at the edge of the grid.")
+    trials = {len(row.method.trials) for row in rows if row.method.trials}
+    if len(trials) > 1:
+        caveats.append(
+            f"The methods had different numbers of tuning trials ({min(trials)} to {max(trials)}; grids that grew at "
+            "an edge count all their points)."
+        )
     lost = [(row, row.states["diverged"]) for row in rows]
     waiting = [(row, len(row.runs) - row.states["done"] - row.states["diverged"]) for row in rows]
     for what, counts in (("diverged", lost), ("have not finished", waiting)):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from fake_study import write_messy_study, write_study
+from grid_study import write_grid_study
 
 from steepest.lab import report
 
@@ -20,10 +21,16 @@ def messy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_messy_study(tmp_path_factory.mktemp("messy"))
 
 
+@pytest.fixture(scope="session")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of schema 2 with several tuned axes, variants, accounting and diagnostics. Read only."""
+    return write_grid_study(tmp_path_factory.mktemp("grid"))
+
+
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the static figures, which take most of the time of a report."""
-    monkeypatch.setattr("steepest.lab.report.write_figures", lambda *_: [])
+    monkeypatch.setattr("steepest.lab.report.page.write_figures", lambda *_: [])
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +45,10 @@ def messy_report(messy: Path) -> Path:
     """`messy` with its report beside it."""
     report.write(messy)
     return messy
+
+
+@pytest.fixture(scope="session")
+def grid_report(grid: Path) -> Path:
+    """`grid` with its report beside it."""
+    report.write(grid)
+    return grid

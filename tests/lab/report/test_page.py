@@ -47,11 +47,12 @@ def test_page_is_well_formed(page, messy_page):
 def test_every_section_is_there(page):
     sections = [a["id"] for tag, a in page.tags if tag == "section"]
     assert sections == [
-        *("results", "curves", "learning-rates", "memory", "routing"),
+        *("results", "curves", "tuning", "costs", "published", "routing"),
         *("fairness", "workload", "runs", "reproduce", "glossary"),
     ]
     assert set(page.charts) == {
-        *("curves", "learning-rates", "final-loss", "differences", "pareto", "state-bytes"),
+        *("curves", "learning-rates", "basins", "best-of-k"),
+        *("final-loss", "differences", "pareto", "state-bytes"),
     }
     drawn = {a["data-chart"] for _, a in page.tags if "data-chart" in a}
     assert drawn == set(page.charts)
@@ -83,10 +84,10 @@ def test_headline_table_says_what_the_files_say(page, clean):
 def test_baseline_edge_and_verdicts_are_marked(page):
     verdicts = {row["Method"]["text"].split()[0]: row["Verdict"]["text"] for row in page.headline}
     assert verdicts["AdamW"] == "baseline"
-    assert verdicts["Muon"] == "better"
-    assert verdicts["Signum"] == "worse"
+    assert verdicts["Muon"] == "\u2193 better"
+    assert verdicts["Signum"] == "\u2191 worse"
     assert verdicts["Lion"].startswith("not decided")
-    assert "edge of grid" in next(r["Method"]["text"] for r in page.headline if r["Method"]["text"].startswith("Lion "))
+    assert "open edge" in next(r["Method"]["text"] for r in page.headline if r["Method"]["text"].startswith("Lion "))
     assert page.tags.count(("tr", {"class": "baseline"})) == 1
 
 
@@ -103,7 +104,7 @@ def test_verdict_paragraph_and_claims(page):
 
 def test_curves_hold_the_mean_of_the_seeds(page, clean):
     spec = page.charts["curves"]
-    trace = next(t for t in spec["data"] if t.get("name") == "Muon" and t["meta"]["split"] == "validation")
+    trace = next(t for t in spec["data"] if t.get("name") == "Muon" and t["meta"]["only"]["split"] == "validation")
     tables = []
     for seed in (1, 2, 3, 4):
         lines = (clean / "runs" / final_id("muon", seed) / "evals.jsonl").read_text().splitlines()
@@ -112,8 +113,9 @@ def test_curves_hold_the_mean_of_the_seeds(page, clean):
         assert trace["meta"]["x"]["steps"][i] == point[0]["step"]
         assert trace["meta"]["x"]["tokens"][i] == point[0]["tokens"]
         assert trace["y"][i] == pytest.approx(sum(r["loss"] for r in point) / 4, rel=1e-5)
-    assert set(spec["views"]) == {"validation", "train"}
-    assert {note["text"] for note in spec["views"]["train"]["annotations"]} == {label for label, *_ in METHODS.values()}
+    splits = spec["layouts"]["split"]
+    assert set(splits) == {"validation", "train"}
+    assert {note["text"] for note in splits["train"]["annotations"]} == {label for label, *_ in METHODS.values()}
 
 
 def test_learning_rate_figure_marks_chosen_edge_and_diverged(page):
@@ -141,7 +143,7 @@ def test_workload_fairness_and_commands(page, clean):
     assert page.words("fairness").count("equal") == 2 * 5
     command = json.loads((clean / "study.json").read_text())["command"]
     assert command in page.words("reproduce")
-    assert page.words("reproduce").count("steepest train") == 6 * 4
+    assert page.words("reproduce").count("steepest train") == 6 * 4 + 6 * 5  # final and tuning runs
 
 
 def test_no_float_is_printed_in_full(page):
@@ -217,7 +219,7 @@ def test_one_seed_decides_nothing(tmp_path):
     assert "With one seed per method the noise is unknown" in page.words("header")
     assert "outside the noise" not in page.words("header")
     (muon,) = [row for row in page.headline if row["Method"]["text"].startswith("Muon")]
-    assert muon["Verdict"]["text"] == "not decided underpowered, needs at least 1 more seed"
+    assert muon["Verdict"]["text"] == "not decided needs at least 1 more seed"
     assert "±" not in muon["Validation loss"]["text"]
     assert "NaN" not in page.words("results")
     assert "nan" not in page.words("results")
@@ -278,9 +280,20 @@ def test_the_page_goes_where_it_is_told(clean, tmp_path):
     assert report.write(clean, tmp_path) == tmp_path / "report.html"
 
 
+def contents(folder):
+    files = [*folder.glob("figures/*"), *folder.glob("tables/*"), folder / "report.html"]
+    return {path.name: path.read_bytes() for path in files}
+
+
 def test_the_same_study_gives_the_same_bytes(clean_report, tmp_path):
-    first = {p.name: p.read_bytes() for p in [*clean_report.glob("figures/*"), clean_report / "report.html"]}
+    first = {
+        p.name: p.read_bytes()
+        for p in [*clean_report.glob("figures/*"), *clean_report.glob("tables/*"), clean_report / "report.html"]
+    }
     report.write(clean_report)
-    second = {p.name: p.read_bytes() for p in [*clean_report.glob("figures/*"), clean_report / "report.html"]}
+    second = {
+        p.name: p.read_bytes()
+        for p in [*clean_report.glob("figures/*"), *clean_report.glob("tables/*"), clean_report / "report.html"]
+    }
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []

@@ -102,14 +102,16 @@ def test_done_in_the_status_is_not_enough(messy):
 
 
 def test_a_torn_last_line_is_dropped_and_a_bad_one_elsewhere_reported(messy, tmp_path):
-    assert not any("evals.jsonl" in problem for problem in read_study(messy).problems)
+    study = read_study(messy)
+    assert any(run.evals for run in study.runs if run.id == final_id("muon", 2))
+    assert not any("evals.jsonl" in problem for problem in study.problems)
     write_run(tmp_path, "adamw", 8e-3, 1)
     lines = (tmp_path / "evals.jsonl").read_text().splitlines()
     repeated = json.dumps({**json.loads(lines[2]), "loss": 1.25})  # a resumed run may repeat a step
     (tmp_path / "evals.jsonl").write_text("\n".join([lines[0], "{nonsense", *lines[1:], repeated]) + "\n")
     study = read_study(tmp_path)
-    assert any("evals.jsonl: line 2" in problem for problem in study.problems)
     evals = study.runs[0].evals
+    assert any("evals.jsonl: line 2" in problem for problem in study.problems)
     assert [r["step"] for r in evals] == sorted({r["step"] for r in evals})
     assert evals[2]["loss"] == 1.25
 
@@ -202,5 +204,6 @@ def test_damaged_files_are_reported_not_fatal(tmp_path):
     (damaged / "final.json").write_text("{")
     (damaged / "routing.json").write_text("[1, 2]")
     study = read_study(tmp_path)
+    assert all(run.routing == [] for run in study.runs if run.path == damaged)
     assert any("final.json cannot be read" in problem for problem in study.problems)
     assert row_of(tmp_path, "muon").loss.n == 1

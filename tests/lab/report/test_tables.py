@@ -13,7 +13,7 @@ from steepest.lab.report import read_study, terminal_table, write
 
 
 def records(folder):
-    with (folder / "table.csv").open() as file:
+    with (folder / "tables" / "numbers.csv").open() as file:
         return {record["method"]: record for record in csv.DictReader(file)}
 
 
@@ -51,7 +51,7 @@ def test_csv_counts_what_is_missing(messy_report):
 
 
 def test_markdown_is_one_table(messy_report):
-    lines = (messy_report / "table.md").read_text().splitlines()
+    lines = (messy_report / "tables" / "headline.md").read_text().splitlines()
     assert len(lines) == 2 + 6
     bars = [len([c for i, c in enumerate(line) if c == "|" and line[i - 1] != "\\"]) for line in lines]
     assert len(set(bars)) == 1  # the bar in a label is escaped
@@ -63,7 +63,7 @@ def test_terminal_table_fits_80_columns(clean):
         assert label in text
     assert "…" not in text
     assert "not decided" in text
-    assert "Lion: edge of grid" in text
+    assert "Lion: open edge" in text
     assert text.index("Muon ") < text.index("AdamW  ") < text.index("Signum ")
 
 
@@ -86,7 +86,7 @@ def test_command_writes_and_prints(clean, tmp_path):
 def test_command_opens_the_page_only_when_asked(clean, tmp_path, monkeypatch):
     opened = []
     monkeypatch.setattr("typer.launch", opened.append)
-    monkeypatch.setattr("steepest.lab.report.write_figures", lambda *_: [])
+    monkeypatch.setattr("steepest.lab.report.page.write_figures", lambda *_: [])
     arguments = ["report", str(clean), "--out", str(tmp_path / "page.html")]
     CliRunner().invoke(app, arguments)
     assert opened == []
@@ -116,6 +116,6 @@ def test_a_full_disk_says_so(clean, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("steepest.lab.report.write_figures", full)
+    monkeypatch.setattr("steepest.lab.report.page.write_figures", full)
     with pytest.raises(UserError, match="disk is full"):
         write(clean, tmp_path / "page.html")

@@ -1,4 +1,4 @@
-"""`steepest report`: the page, the figures and the table of a comparison or a single run."""
+"""`steepest report`: the page, the figures and the tables of a study or a single run; of several studies, profiles."""
 
 from __future__ import annotations
 
@@ -14,34 +14,51 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    study_or_run: Annotated[
-        Path, typer.Argument(metavar="STUDY_OR_RUN", help="Folder of a comparison (runs/demo) or of a single run.")
+    studies_or_runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="STUDY_OR_RUN...", help="Folder of a study (runs/demo) or of a single run; or several."),
     ],
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="Write the page here. Default: report.html in the folder."),
     ] = None,
     open_: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = False,
+    figures: Annotated[
+        bool, typer.Option("--figures/--no-figures", help="Write the static figures, most of the time of a report.")
+    ] = True,
 ) -> None:
-    """Write the report of a comparison or a single run: one HTML page that needs no network, figures, tables.
+    """Write the report of a study or a single run: one HTML page that needs no network, figures, tables.
 
     Example: steepest report runs/demo
 
     Example: steepest report runs/demo --out demo.html --open
 
+    Example: steepest report runs/small runs/large
+
     It can be asked for at any time: runs that have not finished are shown, but count in no mean. Beside report.html the
-    folder gets figures/*.png and *.svg, table.csv and table.md.
+    folder gets figures/*.svg and *.pdf, and tables/*.md, *.tex and *.csv. Of several studies it draws performance
+    profiles over their workloads, into profiles.html beside the first.
     """
+    if len(studies_or_runs) > 1:
+        from steepest.lab.report.workloads import write_workloads
+
+        page = write_workloads(studies_or_runs, out)
+    else:
+        page = _report_one(studies_or_runs[0], out, figures)
+    typer.echo(f"report: {page}")
+    if open_:
+        typer.launch(page.resolve().as_uri())
+
+
+def _report_one(study_or_run: Path, out: Path | None, figures: bool) -> Path:
     from rich.console import Console
 
     from steepest.lab.report import headline, read_study, terminal_table, verdict, write
 
-    page = write(study_or_run, out)
+    page = write(study_or_run, out, figures)
     study = read_study(study_or_run)
     console = Console()
     console.print(terminal_table(study))
     for sentence in verdict(study, headline(study)):
         console.print(sentence, highlight=False, markup=False)
-    typer.echo(f"report: {page}")
-    if open_:
-        typer.launch(page.resolve().as_uri())
+    return page

@@ -131,6 +131,9 @@ class Display(Watcher):
         self._print(f"waiting for {runs} runs of other processes")
 
 
+_MOST_RATES = 8  # columns of learning rates in a terminal
+
+
 def _title(config: TrainConfig) -> str:
     method = config.method
     return f"{method.label or method.name} lr {method.lr:g} seed {config.seed} ({config.purpose})"
@@ -148,19 +151,29 @@ def duration(seconds: float) -> str:
 
 
 def show(study: FinishedStudy, console: Console) -> None:
-    """Print the learning rates tried and the result of a comparison."""
+    """Print the points tried and the result of a comparison.
+
+    With several tuned axes a learning rate has the lowest loss over the others; their best values stand behind.
+    """
     from rich.table import Table
     from rich.text import Text
 
     from steepest.lab.report import headline, terminal_table, verdict
+    from steepest.lab.results import axes
+    from steepest.lab.wording import settings
 
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for method in study.methods:
         cells = []
-        for trial in method.trials:
+        for trial in method.by_rate[:_MOST_RATES]:
             loss = f"{trial.loss:.3f}" if math.isfinite(trial.loss) else trial.state
-            cells.append(Text(f"{trial.lr:g}\n{loss}", "bold underline" if trial.lr == method.best_lr else ""))
-        table.add_row(method.label, *cells, Text("best on\nthe edge", "yellow") if method.edge else "")
+            chosen = math.isclose(trial.lr, method.best_lr, rel_tol=1e-6)
+            cells.append(Text(f"{trial.lr:.3g}\n{loss}", "bold underline" if chosen else ""))
+        left = len(method.by_rate) - _MOST_RATES
+        cells += [Text(f"and {left}\nmore")] if left > 0 else []
+        best = settings(method.others)
+        cells += [Text(f"of {len(method.trials)} points:\n{best}")] if best else []
+        table.add_row(Text(method.label), *cells, Text(f"open edge:\n{axes(method)}", "yellow") if method.edge else "")
     rows = headline(study)
     lines = [
         *verdict(study, rows),
