@@ -33,12 +33,14 @@ class Body:
         self, like: T, grad: T, state: Mapping[str, Value[T]], numbers: Numbers, *, trial: bool = False
     ) -> Any:
         """The rule's direction in the dtype of ``like``; the buffers are brought up to date, but not in a trial."""
-        wide: Any = {name: buffer.load(like, copy=trial) for name, buffer in state.items()}
+        wide: Any = {name: buffer.load(like) for name, buffer in state.items()}
         g: Any = cast(grad, like.dtype)
-        d = self.rule.direction(-g if self.maximize else g, wide, numbers)
-        if not trial:
-            for name, buffer in state.items():
-                buffer.store(wide[name])
+        g = -g if self.maximize else g
+        if trial:
+            return self.rule.trial(g, wide, numbers)
+        d = self.rule.direction(g, wide, numbers)
+        for name, buffer in state.items():
+            buffer.store(wide[name])
         return d
 
 

@@ -104,8 +104,8 @@ class Noise:
 class Value(Protocol[T]):
     """What a step reads and stores."""
 
-    def load(self, like: T | None = None, *, copy: bool = False) -> T:
-        """The values in the dtype of ``like``, or in their compute dtype; may be the memory itself without ``copy``."""
+    def load(self, like: T | None = None) -> T:
+        """The values in the dtype of ``like``, or in their compute dtype; may be the memory itself."""
 
     def store(self, values: T) -> None:
         """Write loaded values back, unless they are the memory itself."""
@@ -125,14 +125,13 @@ class Kept(Generic[T]):
     beside: T | None = None
     noise: Noise | None = None
 
-    def load(self, like: T | None = None, *, copy: bool = False) -> T:
+    def load(self, like: T | None = None) -> T:
         """See ``Value``."""
         main: Any = self.main
         if self.beside is not None:
             main = _each(dequantize if main.dtype == torch.int8 else kahan_join, main, self.beside)
         values: T = cast(main, compute_dtype(main.dtype) if like is None else like.dtype)
-        copied: T = _each(torch.clone, values) if copy and values is self.main else values
-        return copied
+        return values
 
     def store(self, values: T) -> None:
         """See ``Value``."""
@@ -234,7 +233,7 @@ class Half:
     def __init__(self, values: Tensor) -> None:
         self.values = values
 
-    def load(self, like: Tensor | None = None, *, copy: bool = False) -> Tensor:
+    def load(self, like: Tensor | None = None) -> Tensor:
         """The values."""
         return self.values
 

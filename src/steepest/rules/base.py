@@ -192,6 +192,10 @@ class Rule:
         """
         raise NotImplementedError
 
+    def trial(self, g: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
+        """The direction of the step, with all buffers as they were; a rule may know it without copies of them."""
+        return self.direction(g, {name: x.clone() for name, x in state.items()}, numbers)
+
     def phase(self, step: int) -> Phase:
         """The map, rate and scale of a 0-based step: a pure function of the step and of the rule's own numbers."""
         raise NotImplementedError

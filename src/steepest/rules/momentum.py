@@ -39,10 +39,13 @@ class MomentumRule(Rule):
 
     def direction(self, g: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
         """Mix the gradient into the old buffer, then let the buffer follow."""
-        momentum = state["momentum"]
-        d = g.lerp(momentum, numbers["mix"])
-        momentum.lerp_(g, numbers["track"])
+        d = self.trial(g, state, numbers)
+        state["momentum"].lerp_(g, numbers["track"])
         return d
+
+    def trial(self, g: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
+        """The direction alone."""
+        return g.lerp(state["momentum"], numbers["mix"])
 
 
 def nesterov(beta: float) -> tuple[float, float]:
