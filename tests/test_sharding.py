@@ -6,28 +6,24 @@ same in all runs, so nothing but the optimizer can make a difference, and there 
 
 from __future__ import annotations
 
-import datetime
 import math
-import time
-import traceback
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import cases
+import processes
 import steepest
+from processes import WORLD
 from steepest import rules
 
-WORLD = 2
 STEPS = 5
 PLAIN = ("step", "fit", "columns")  # the state that every process has whole
-TIMEOUT = 120.0  # seconds for everything; a rank that hangs or fails ends its peer
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+pytestmark = processes.needs_processes
 
 
 class Model(nn.Module):
@@ -323,59 +319,27 @@ def run_soft_zero():
     return [str(w.message) for w in caught if "steepest" in w.filename]
 
 
-def worker(rank, folder):
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
+def work(rank):
     result = {}
-    try:
-        dist.init_process_group(
-            "gloo",
-            init_method=f"file://{folder}/rendezvous",
-            rank=rank,
-            world_size=WORLD,
-            timeout=datetime.timedelta(seconds=TIMEOUT / 2),
-        )
-        for name in OPTIMIZERS:
-            result["sharded", name] = run_sharded(name)
-            result["replicated", name] = run_replicated(name, rank)
-        for name in CHECKPOINTS:
-            result["checkpoint", name] = run_checkpoint(name)
-        result["non-finite"] = run_non_finite(rank)
-        result["soft"] = {key: run_soft(*key) for key in SOFT}
-        result["soft non-finite"] = run_soft_non_finite(rank)
-        result["soft zero"] = run_soft_zero()
-        result["narrow"] = {(name, mesh): narrow_steps(name, mesh) for name in NARROW for mesh in MESHES}
-        result["refused columns"] = run_refused_columns()
-        result["sage"] = {mesh: steps_of(rules.SAGE(lr=0.02), mesh)["weights"] for mesh in MESHES}
-        dist.barrier()
-        dist.destroy_process_group()
-    except BaseException:
-        (Path(folder) / f"error-{rank}.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        raise
-    torch.save(result, Path(folder) / f"result-{rank}.pt")
+    for name in OPTIMIZERS:
+        result["sharded", name] = run_sharded(name)
+        result["replicated", name] = run_replicated(name, rank)
+    for name in CHECKPOINTS:
+        result["checkpoint", name] = run_checkpoint(name)
+    result["non-finite"] = run_non_finite(rank)
+    result["soft"] = {key: run_soft(*key) for key in SOFT}
+    result["soft non-finite"] = run_soft_non_finite(rank)
+    result["soft zero"] = run_soft_zero()
+    result["narrow"] = {(name, mesh): narrow_steps(name, mesh) for name in NARROW for mesh in MESHES}
+    result["refused columns"] = run_refused_columns()
+    result["sage"] = {mesh: steps_of(rules.SAGE(lr=0.02), mesh)["weights"] for mesh in MESHES}
+    return result
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What each process saw."""
-    folder = tmp_path_factory.mktemp("processes")
-    context = torch.multiprocessing.start_processes(
-        worker, args=(str(folder),), nprocs=WORLD, join=False, start_method="spawn"
-    )
-    end = time.monotonic() + TIMEOUT
-    try:
-        while not context.join(timeout=1.0):
-            if time.monotonic() > end:
-                pytest.fail(f"the processes did not end within {TIMEOUT:.0f} s")
-    except torch.multiprocessing.ProcessException:
-        errors = "\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("error-*.txt")))
-        pytest.fail(f"a process failed:\n{errors}")
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
-    return [torch.load(folder / f"result-{rank}.pt", weights_only=False) for rank in range(WORLD)]
+    return processes.run(work, tmp_path_factory.mktemp("processes"))
 
 
 @pytest.fixture(scope="module")

@@ -727,3 +727,15 @@ def test_a_hundred_thousand_tensors():
     assert len(found.blocks[-1, "b"]) == 50_000
     assert len(found.index()) == 100_000
     assert found.summary().splitlines()[1].startswith("0-9999  hidden  a      5 each")
+
+
+def test_layers_of_a_plain_sequential_have_no_gaps():
+    """A role counts places there: that of the tokenizer, and of activations between layers."""
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 9))
+    found = partition(model)
+    assert [(layer, found.kind(layer)) for layer in found.layers] == [
+        (-1, "tokenizer"),
+        (0, "hidden"),
+        (1, "hidden"),
+        (2, "head"),
+    ]

@@ -286,7 +286,8 @@ def test_a_step_that_the_base_refuses_leaves_no_trace():
     cases.assert_same(of.run(optimizer, 2), twin.run(other)[2:])
 
 
-def test_sparse_gradients():
+@pytest.mark.parametrize("embedding", ["nonzero_rows", "raw"])
+def test_sparse_gradients(embedding):
     torch.manual_seed(0)
     dense, sparse = nn.Embedding(12, 6), nn.Embedding(12, 6, sparse=True)
     sparse.load_state_dict(dense.state_dict())
@@ -295,15 +296,20 @@ def test_sparse_gradients():
         layer = nn.Parameter(torch.ones(6, 6))
         named = [("embed.weight", table.weight), ("layers.0.mlp.weight", layer)]
         optimizer = steepest.SAC(
-            torch.optim.SGD([table.weight, layer], lr=0.1), named, partition=toys.MAPPING[:2], gamma=1.0
+            torch.optim.SGD([table.weight, layer], lr=0.1),
+            named,
+            partition=toys.MAPPING[:2],
+            gamma=1.0,
+            embedding=embedding,
         )
         for step in range(3):
             optimizer.zero_grad()
-            ((table(toys.tokens(step) % 12) @ layer) ** 2).mean().backward()
+            ((table(toys.tokens(step) % 5) @ layer) ** 2).mean().backward()
             optimizer.step()
         found.append((optimizer.scales, table.weight.detach().clone()))
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
     cases.assert_close(found[1][1], found[0][1])
+    assert found[0][0][-1, "embedding"] == 1.0 or embedding != "raw"  # most of its numbers are zero
 
 
 def test_parameters_take_part_when_they_are_unfrozen():
@@ -317,9 +323,72 @@ def test_parameters_take_part_when_they_are_unfrozen():
     toys.train(model, optimizer, 2, 4)
     assert optimizer.scales[0, "mlp"] != 1.0
     fresh = toys.Net()
-    other = steepest.SAC(torch.optim.AdamW(fresh.parameters(), lr=0.01), fresh)
-    with pytest.raises(ValueError, match=r"block '0 attention' differs, 'layers\.0\.attention\S+ only here"):
-        other.load_state_dict(saved)
+    other = steepest.SAC(torch.optim.AdamW(fresh.parameters(), lr=0.01), fresh, interval=2)
+    other.load_state_dict(saved)  # what is new begins at 1
+    assert other.scales == {**optimizer_scales(saved), (0, "attention"): 1.0, (0, "mlp"): 1.0}
+    toys.train(fresh, other, 2, 3)
+    assert other.scales[0, "mlp"] != 1.0
+    late = copy.deepcopy(other.state_dict())
+    frozen = toys.Net()
+    frozen.layers[0].requires_grad_(False)
+    third = steepest.SAC(torch.optim.AdamW(frozen.parameters(), lr=0.01), frozen, interval=2)
+    third.load_state_dict(late)  # and what is frozen again has its factor when it is not
+    frozen.layers[0].requires_grad_(True)
+    third._notice_unfrozen()
+    assert third.scales == other.scales
+
+
+def optimizer_scales(saved):
+    return {(int(text.split()[0]), text.split()[1]): scale for text, scale in saved["sac"]["scales"].items()}
+
+
+def test_a_checkpoint_that_contradicts_the_partition_is_refused():
+    model, optimizer = resumable()
+    toys.train(model, optimizer, 0, 1)
+    base = torch.optim.AdamW(model.parameters(), lr=0.01)
+    other = steepest.SAC(base, model, partition=[(r"layers\.0\.mlp\.0\.weight", (0, "attention"))])
+    before = other.own_state()
+    with pytest.raises(ValueError, match=r"'layers\.0\.mlp\.0\.weight' is in '0 mlp' there, and in '0 attention' here"):
+        other.load_state_dict(optimizer.state_dict())
+    assert other.own_state() == before
+    without = steepest.SAC(torch.optim.AdamW(model.parameters(), lr=0.01), model, head="exclude")
+    with pytest.raises(
+        ValueError, match=r"'head\.weight' is in '2 head' there, and not scaled here \(head='exclude'\)"
+    ):
+        without.load_state_dict(optimizer.state_dict())
+
+
+def test_a_group_that_the_base_was_given_directly_takes_part():
+    model = toys.Net()
+    base = torch.optim.AdamW(model.layers[1].parameters(), lr=0.01)
+    optimizer = steepest.SAC(base, model, interval=2)
+    toys.train(model, optimizer, 0, 1)
+    base.add_param_group({"params": list(model.layers[0].parameters())})
+    toys.train(model, optimizer, 1, 3)
+    assert optimizer.scales[0, "mlp"] not in (0.0, 1.0)
+    base.add_param_group({"params": [nn.Parameter(torch.ones(2, 3))]})
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match=r"1 of the \d+ .* 'a tensor of shape \(2, 3\)'"):
+        optimizer.step()
+    cases.assert_same([p.detach() for p in model.parameters()], before)
+
+
+def test_one_sac_in_another_is_refused_and_sgg_around_it_is_not():
+    model = toys.Net()
+
+    def inner():
+        return steepest.SAC(torch.optim.AdamW(model.parameters(), lr=0.01), model)
+
+    message = r"SAC: the AdamW is inside a SAC already, and both would keep their state as 'sac'"
+    with pytest.raises(ValueError, match=message):
+        steepest.SAC(inner(), model)
+    with pytest.raises(ValueError, match=message):
+        steepest.SAC(steepest.SGG(inner(), model), model)
+    both = steepest.SGG(inner(), model)
+    toys.train(model, both, 0, 2)
+    assert both.state_dict().keys() >= {"sac", "sgg"}
+    with pytest.raises(ValueError, match=r"SGG: the AdamW is inside a SGG already"):
+        steepest.SGG(both, model)
 
 
 def test_groups_that_are_added():
@@ -509,7 +578,7 @@ def test_a_checkpoint_of_another_partition_is_refused():
     saved = optimizer.state_dict()
     saved["sac"]["partition"]["0 mlp"][0] = "layers.0.mlp.other"
     before = cases.snapshot(optimizer), optimizer.scales
-    message = r"block '0 mlp' differs, 'layers\.0\.mlp\.other' only in the checkpoint, 'layers\.0\.mlp\.0\.weight' only"
+    message = r"'layers\.0\.mlp\.other' is in '0 mlp' there, and not scaled here \(no such parameter\)"
     with pytest.raises(ValueError, match=message):
         optimizer.load_state_dict(saved)
     cases.assert_same((cases.snapshot(optimizer), optimizer.scales)[0], before[0])
@@ -609,7 +678,13 @@ BAD = [
     ({"mode": "constant", "scales": {(0, "mpl"): 2.0}}, ValueError, r"no block \(0, 'mpl'\) .* mean .*\(0, 'mlp'\)"),
     ({"mode": "constant", "scales": {(0, "mlp"): 0.0}}, ValueError, "must be > 0"),
     ({"apply": "gradients"}, ValueError, "never scales gradients"),
-    ({"samples": 1}, ValueError, "samples must be at least"),
+    ({"samples": 1}, ValueError, "samples must be a whole number >= 16, got 1"),
+    ({"samples": 4096.0}, ValueError, "samples must be a whole number >= 16, got 4096.0"),
+    ({"seed": -1}, ValueError, "seed must be a whole number >= 0, got -1"),
+    ({"seed": 0.5}, ValueError, "seed must be a whole number >= 0, got 0.5"),
+    ({"seed": 2**32}, ValueError, "seed must be below 2\\*\\*32, got 4294967296"),
+    ({"wait": 1}, ValueError, "wait must be True or False, got 1"),
+    ({"wait": "no"}, ValueError, "wait must be True or False, got 'no'"),
     ({"engine": "hybrid", "estimator": "exact"}, ValueError, "engine='hybrid'"),
 ]
 

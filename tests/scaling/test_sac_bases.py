@@ -309,3 +309,23 @@ def test_fused_modules_of_a_model_with_adam_mini():
     assert optimizer.apply == "rates"
     assert all(group["lr"] == 0.01 for group in optimizer.param_groups)
     assert isinstance(model.head, nn.Linear)
+
+
+def test_a_soft_rule_fits_over_whole_groups():
+    """pool="group": parts of a group with rates of their own would each be fitted alone."""
+
+    def fits(wrap, **options):
+        model = toys.Net()
+        base = steepest.SoftSignum(model.parameters(), lr=0.01, transition=(1, 4), **options)
+        toys.train(model, wrap(base, model), 0, 3)
+        return [tuple(base.state[p]["fit"].flatten().tolist()) for p in model.parameters()], wrap
+
+    constant = {"mode": "constant", "bounds": (0.5, 1.0)}
+    for pool in ("rule", "group"):
+        found, _ = fits(lambda base, model: steepest.SAC(base, model, **constant), pool=pool)
+        assert len(set(found)) == 1, pool
+    model = toys.Net()
+    base = steepest.SoftSignum(model.parameters(), lr=0.01, transition=(1, 4), pool="group")
+    with pytest.raises(ValueError, match=r"pool='group' .* SoftSignum .* use apply='update'"):
+        steepest.SAC(base, model, apply="rates")
+    assert steepest.SAC(base, model).apply == "update"

@@ -1,25 +1,21 @@
-"""Two processes: SAC over sharded (FSDP2) and replicated (DDP) models is that of one process."""
+"""Two processes: SAC and SGG over sharded (FSDP2) and replicated (DDP) models are those of one process."""
 
 from __future__ import annotations
 
 import copy
-import datetime
-import time
-import traceback
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import cases
+import processes
 import steepest
-from test_sharding import WORLD, Model, sharded_model, train
+from test_sharding import Model, sharded_model, train
 
 STEPS = 6
-TIMEOUT = 120.0
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+pytestmark = processes.needs_processes
 
 
 def adamw(model):
@@ -34,6 +30,9 @@ RUNS = {
     "update": lambda m: steepest.SAC(adamw(m), m, interval=2, apply="update"),
     "lion_muon": lambda m: steepest.SAC(steepest.LionMuon(m, lr=0.01, period=2), m, interval=2),
     "constant": lambda m: steepest.SAC(adamw(m), m, mode="constant"),
+    "sgg": lambda m: steepest.SGG(adamw(m), m, recluster=2, beta=0.5),
+    "sgg sampled": lambda m: steepest.SGG(adamw(m), m, beta=0.5, samples=16, cluster_samples=32, storage="cpu"),
+    "sgg elements": lambda m: steepest.SGG(adamw(m), m, beta=0.5, pool="elements", values="magnitude"),
 }
 CHECKPOINTS = ["equations", "algorithm1"]
 
@@ -41,7 +40,8 @@ CHECKPOINTS = ["equations", "algorithm1"]
 def run(make, model, name):
     optimizer = make(model)
     history = train(model, optimizer, STEPS)
-    return {"weights": history, "scales": optimizer.scales}
+    numbers = {key: scale if isinstance(scale, tuple) else (scale,) for key, scale in optimizer.scales.items()}
+    return {"weights": history, "scales": {(key, i): x for key, of in numbers.items() for i, x in enumerate(of)}}
 
 
 def run_checkpoint(name):
@@ -65,51 +65,19 @@ def run_checkpoint(name):
     return {"expected": expected, "actual": train(twin, other, 3, start=3)}
 
 
-def worker(rank, folder):
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
+def work(rank):
     result = {}
-    try:
-        dist.init_process_group(
-            "gloo",
-            init_method=f"file://{folder}/rendezvous",
-            rank=rank,
-            world_size=WORLD,
-            timeout=datetime.timedelta(seconds=TIMEOUT / 2),
-        )
-        for name, make in RUNS.items():
-            result["sharded", name] = run(make, sharded_model(), name)
-            result["replicated", name] = run(make, nn.parallel.DistributedDataParallel(Model()), name)
-        for name in CHECKPOINTS:
-            result["checkpoint", name] = run_checkpoint(name)
-        dist.barrier()
-        dist.destroy_process_group()
-    except BaseException:
-        (Path(folder) / f"error-{rank}.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        raise
-    torch.save(result, Path(folder) / f"result-{rank}.pt")
+    for name, make in RUNS.items():
+        result["sharded", name] = run(make, sharded_model(), name)
+        result["replicated", name] = run(make, nn.parallel.DistributedDataParallel(Model()), name)
+    for name in CHECKPOINTS:
+        result["checkpoint", name] = run_checkpoint(name)
+    return result
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
-    context = torch.multiprocessing.start_processes(
-        worker, args=(str(folder),), nprocs=WORLD, join=False, start_method="spawn"
-    )
-    end = time.monotonic() + TIMEOUT
-    try:
-        while not context.join(timeout=1.0):
-            if time.monotonic() > end:
-                pytest.fail(f"the processes did not end within {TIMEOUT:.0f} s")
-    except torch.multiprocessing.ProcessException:
-        errors = "\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("error-*.txt")))
-        pytest.fail(f"a process failed:\n{errors}")
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
-    return [torch.load(folder / f"result-{rank}.pt", weights_only=False) for rank in range(WORLD)]
+    return processes.run(work, tmp_path_factory.mktemp("processes"))
 
 
 @pytest.mark.parametrize("name", RUNS)

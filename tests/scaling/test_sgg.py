@@ -159,3 +159,46 @@ def test_parameters_of_another_model_and_checkpoints_that_do_not_fit() -> None:
     saved["sgg"]["ids"]["head.weight"] = torch.zeros(2, 2, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"'head.weight' in the shape \(2, 2\), here it is \(12, 6\)"):
         sgg(toys.adamw(made), made).load_state_dict(saved)
+
+
+def test_weights_that_are_unfrozen_or_given_to_the_base_take_part() -> None:
+    model = toys.Net()
+    model.layers[0].requires_grad_(False)
+    base = torch.optim.AdamW([*model.layers.parameters(), *model.embed.parameters()], lr=0.01)
+    optimizer = steepest.SGG(base, model, beta=0.5, recluster=4)
+    toys.train(model, optimizer, 0, 2)
+    first = optimizer.scales
+    assert not [name for name in first if name.startswith("layers.0") or name.startswith("head")]
+    saved = copy.deepcopy(optimizer.state_dict())
+    model.layers[0].requires_grad_(True)
+    toys.train(model, optimizer, 2, 3)
+    assert len(set(optimizer.scales["layers.0.mlp.0.weight"])) > 1
+    assert set(optimizer.scales) > set(first)
+    late = copy.deepcopy(optimizer.state_dict())
+    base.add_param_group({"params": list(model.head.parameters())})
+    toys.train(model, optimizer, 3, 4)
+    assert len(set(optimizer.scales["head.weight"])) > 1
+    again = toys.Net()
+    again.layers[0].requires_grad_(False)
+    twin = steepest.SGG(torch.optim.AdamW([*again.layers.parameters(), *again.embed.parameters()], lr=0.01), again)
+    for state in (saved, late):  # the second has a weight that is frozen here
+        twin.load_state_dict(state)
+        assert twin.scales["embed.weight"] == pytest.approx(
+            tuple(state["sgg"]["scales"]["embed.weight"].tolist()), rel=1e-7
+        )
+    base.add_param_group({"params": [torch.nn.Parameter(torch.ones(2, 3))]})
+    with pytest.raises(ValueError, match=r"SGG: 1 of the \d+ parameters of the optimizer are not parameters"):
+        optimizer.step()
+
+
+def test_a_sample_of_the_clusters_follows_the_clusters() -> None:
+    """What is kept of them between two clusterings is that of the last one, and of the weights with a gradient."""
+    made, other = toys.problem(steps=9), toys.problem(steps=9)
+    for gradients in (made.gradients, other.gradients):
+        gradients[4]["layers.0.mlp.weight"] = None
+    kept = sgg(toys.adamw(made), made, recluster=3, beta=0.5)
+    fresh = sgg(toys.adamw(other), other, recluster=3, beta=0.5)
+    for step in range(9):
+        fresh._memory.seen = None
+        cases.assert_same(made.run(kept, step, step + 1), other.run(fresh, step, step + 1))
+        assert kept.scales == fresh.scales

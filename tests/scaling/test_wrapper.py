@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import pickle
@@ -601,8 +602,54 @@ def test_a_base_is_wrapped_once_and_a_refused_wrapper_leaves_it_free():
     with pytest.raises(ValueError, match=r"never scales gradients: .* cancel"):
         toys.Fixed(base, of, {}, apply="gradients")
     base.step()
-    toys.Fixed(base, of, {})
+    wrapper = toys.Fixed(base, of, {})
     with pytest.raises(ValueError, match="SGD is wrapped already"):
+        toys.Fixed(base, of, {})
+    assert wrapper.base is base
+
+
+def test_a_construction_that_fails_late_leaves_the_base_free():
+    class Failing(toys.Fixed):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            raise KeyError("something of its own")
+
+    class NoGroups(torch.optim.SGD):
+        missing = False
+
+        @property
+        def param_groups(self):
+            return [] if self.missing else self.groups
+
+        @param_groups.setter
+        def param_groups(self, groups):
+            self.groups = groups
+
+    of = toys.problem()
+    base = sgd(of)
+    with contextlib.suppress(KeyError):  # which, other than pytest.raises, keeps nothing of it alive
+        Failing(base, of, {})
+    toys.Fixed(base, of, {}).step()
+    empty = NoGroups(of.params.values(), lr=0.1)
+    empty.missing = True
+    with pytest.raises(IndexError):
+        toys.Fixed(empty, of, {})
+    empty.missing = False
+    toys.Fixed(empty, of, {}).step()
+
+
+def test_a_base_whose_wrapper_is_gone_still_does_not_step_alone():
+    of = toys.problem()
+    base = sgd(of)
+    of.load(0)
+    toys.Fixed(base, of, {})
+    with pytest.raises(RuntimeError, match="SGD was stepped outside the Fixed that wraps it"):
+        base.step()
+    wrapper = toys.Fixed(base, of, {})
+    wrapper.step()
+    with pytest.raises(RuntimeError, match="outside"):
+        base.step()
+    with pytest.raises(ValueError, match="wrapped already"):
         toys.Fixed(base, of, {})
 
 

@@ -99,6 +99,8 @@ def _part(group: Group, indices: Sequence[int], factor: float, keeps_decay: bool
             continue
         if key == "params" or _runs_parallel(value, group["params"]):
             part[key] = given[key] = [value[i] for i in indices]
+        elif type(value) in _PLAIN:
+            part[key] = given[key] = value
         elif isinstance(value, Tensor):
             part[key] = given[key] = value.clone()
         else:  # of a list that is changed in place the original still tells
@@ -109,6 +111,10 @@ def _part(group: Group, indices: Sequence[int], factor: float, keeps_decay: bool
             part[DECAY] = given[DECAY] = part[DECAY] / factor
     versions = {key: value._version for key, value in part.items() if isinstance(value, Tensor)}
     return _Part(part, given, versions)
+
+
+# What cannot be changed in place; most of what stands in a group, of which a step may make many parts.
+_PLAIN = (float, bool, int, str, type(None))
 
 
 def _runs_parallel(value: Any, params: Sequence[Tensor]) -> bool:
@@ -167,10 +173,8 @@ def scaled_update(factors: Mapping[Tensor, float | Shape]) -> Iterator[None]:
     yield
     for param, start, end in zip(chosen, before, here, strict=True):
         factor = _value(factors[param])
-        if isinstance(factor, Tensor):
-            end.add_(start.sub_(end).mul_(1.0 - sharding.local(factor)))
-        else:
-            torch.lerp(start, end, factor, out=end)  # one pass, and exactly the end for 1
+        weight = sharding.local(factor).to(end) if isinstance(factor, Tensor) else factor
+        torch.lerp(start, end, weight, out=end)  # one pass, and exactly the end for 1
 
 
 def _value(factor: float | Shape) -> float | Tensor:

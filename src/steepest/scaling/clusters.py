@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from steepest.scaling.sampling import ascending
+
 ROUNDS = 30
 """Rounds of Lloyd's algorithm; from quantiles it stands still after about ten."""
 
@@ -23,7 +25,7 @@ def cluster_bounds(values: Tensor, clusters: int, rounds: int = ROUNDS) -> Tenso
         (rows, K - 1) midpoints between neighbouring centres, ascending: the cluster of x is the number of midpoints
         below x, ``torch.bucketize(x, midpoints)``. They are nan in a row without values.
     """
-    x = values.double().sort(-1).values
+    x = ascending(values.to(torch.float64, copy=True))
     count = x.isfinite().sum(-1, keepdim=True)
     x = torch.where(x.isfinite(), x, 0.0)
     sums = torch.nn.functional.pad(x.cumsum(-1), (1, 0))

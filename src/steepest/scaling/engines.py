@@ -41,7 +41,7 @@ class Engine:
         wait: the numbers are ready in the step they are of, as with "device" they always are.
 
     Raises:
-        ValueError: an unknown name, or "hybrid" with an estimator that makes no summary.
+        ValueError: an unknown name, "hybrid" with an estimator that makes no summary, or ``wait`` is not a bool.
     """
 
     def __init__(self, name: str, measure: Measure, *, wait: bool = False) -> None:
@@ -52,6 +52,8 @@ class Engine:
                 "engine='hybrid' sends summaries to the host, and estimator='exact' makes none: choose engine='device' "
                 "or 'cpu', or estimator='histogram'"
             )
+        if not isinstance(wait, bool):
+            raise ValueError(f"wait must be True or False, got {wait!r}")
         self.name = name
         self.measure = measure
         self.delay = 0 if wait or name == "device" else 1

@@ -154,7 +154,8 @@ def partition(
     mixer ("attention", "mixer", "conv") and a channel mixer ("mlp", experts too) as its blocks; the tokenizer and the
     output head are layers of one block.
 
-    - Hidden layers have the numbers of their roles, 0 to L - 1.
+    - Hidden layers are 0 to L - 1, in the order of their roles' numbers. These may have gaps: in a plain
+      ``nn.Sequential`` they are the places in it.
     - The tokenizer, block "embedding", is layer -1: token and position tables, patch embedding, stem. What makes tokens
       between hidden layers (downsampling of Swin and ConvNeXt, the tables of a second tower) is -2, -3, ..., one layer
       for each place. An output head that is tied to the tables is the same parameter, so it is in -1.

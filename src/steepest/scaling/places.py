@@ -112,7 +112,9 @@ def by_roles(tensors: Sequence[Known]) -> tuple[list[Key | str], frozenset[int]]
     parts = [_part(tensor) for tensor in tensors]
     hidden = [tensor for tensor, part in zip(tensors, parts, strict=True) if part == "hidden"]
     last = max((i for i, part in enumerate(parts) if part == "hidden"), default=-1)
-    count = 1 + max((t.role.layer for t in hidden if t.role and t.role.layer is not None), default=-1)
+    # In a plain Sequential a role has the place in it, where the tokenizer and an activation have one too.
+    layers = sorted({t.role.layer for t in hidden if t.role and t.role.layer is not None})
+    rank = {layer: i for i, layer in enumerate(layers)}
     pointwise = _channel_mixers(hidden)
     tokenizers: dict[int, int] = {}  # gap -> layer; a gap is what stands between two hidden layers
     others: dict[int, int] = {}
@@ -124,9 +126,10 @@ def by_roles(tensors: Sequence[Known]) -> tuple[list[Key | str], frozenset[int]]
             places.append(part)
         elif part == "hidden":
             inside = True
-            places.append((role.layer or 0, "mlp" if id(tensor.parameter) in pointwise else role.block))
+            layer = rank[role.layer] if role.layer is not None else 0
+            places.append((layer, "mlp" if id(tensor.parameter) in pointwise else role.block))
         elif part == "head":
-            places.append((count, "head"))
+            places.append((len(rank), "head"))
         else:
             gap, inside = gap + inside, False
             if part == "tokenizer" or (
@@ -134,7 +137,7 @@ def by_roles(tensors: Sequence[Known]) -> tuple[list[Key | str], frozenset[int]]
             ):  # a stem or downsampling that has no such name
                 places.append((tokenizers.setdefault(gap, -1 - len(tokenizers)), "embedding"))
             else:
-                places.append((others.setdefault(gap, count + 1 + len(others)), role.block))
+                places.append((others.setdefault(gap, len(rank) + 1 + len(others)), role.block))
     return places, frozenset(others.values())
 
 

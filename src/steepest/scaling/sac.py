@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -19,8 +19,9 @@ from steepest.scaling.applying import Factor
 from steepest.scaling.engines import ENGINES, Engine
 from steepest.scaling.factors import Factors
 from steepest.scaling.grouping import broadcast, group_factors, group_rms, groups_of
-from steepest.scaling.partition import Partition, partition
+from steepest.scaling.partition import Partition
 from steepest.scaling.places import BlockMapping, Key
+from steepest.scaling.placing import Recipe, placed
 from steepest.scaling.settings import OF_THE_MODE, check_settings, constant_scales, settings, used_factors
 from steepest.scaling.statistics import STATISTICS, Measure, Numbers
 from steepest.scaling.wrapper import Apply, WeightDecay, Wrapper, check_base
@@ -109,7 +110,7 @@ class SAC(Wrapper):
         wait: let "cpu" and "hybrid" give the numbers in the same step; else they are used from the next one on.
         partition: a ``Partition``, or the mapping of ``scaling.partition``, for models whose parts are not recognised.
         embedding: "nonzero_rows" (default): the statistics of embeddings are of the rows that have a gradient; "raw":
-            of all; "exclude": embeddings have the factor 1.
+            of all, for which a sparse gradient is made dense; "exclude": embeddings have the factor 1.
         head: "scale" (default) the output head, or "exclude" it.
         router: "exclude" (default) the routers of mixtures of experts, or "scale" them.
         scope: whose gradients make D_g: those of "hidden" layers (default), or "all" of the partition, as printed.
@@ -122,7 +123,8 @@ class SAC(Wrapper):
         apply, weight_decay, scale_weight_decay: see ``Wrapper``.
 
     A block without gradients keeps its last factor, however long. When a gradient is not finite, all factors stay what
-    they are; this warns once. Frozen parameters take part when they are unfrozen.
+    they are; this warns once ("sample" sees what it reads). Frozen parameters take part from the first statistics step
+    after they are unfrozen.
 
     Raises:
         TypeError: the base is no optimizer or needs a closure, or an option that the mode does not have.
@@ -151,7 +153,7 @@ class SAC(Wrapper):
         block_scale: str = OF_THE_MODE,
         normalize_block: bool = OF_THE_MODE,
         estimator: str = "sample",
-        samples: int = 1 << 16,
+        samples: int = 1 << 15,
         seed: int = 0,
         engine: str = "device",
         wait: bool = False,
@@ -168,7 +170,7 @@ class SAC(Wrapper):
         weight_decay: WeightDecay = "auto",
         scale_weight_decay: bool = False,
     ) -> None:
-        check_base("SAC", base)
+        check_base("SAC", base, self.key)
         own: dict[str, Any] = {
             "gamma": gamma,
             "beta": beta,
@@ -190,7 +192,7 @@ class SAC(Wrapper):
         check_choice("SAC", "embedding", embedding, ("nonzero_rows", "raw", "exclude"))
         check_choice("SAC", "scope", scope, ("hidden", "all"))
         policies = {"embedding": "exclude" if embedding == "exclude" else "scale", "head": head, "router": router}
-        self._recipe = (model if isinstance(model, (nn.Module, Mapping)) else list(model), partition, policies)
+        self._recipe = Recipe.of(model, partition, policies)
         self._measure = Measure(
             statistic=statistic,
             centre=centre,
@@ -213,7 +215,7 @@ class SAC(Wrapper):
     @property
     def partition(self) -> Partition:
         """What is scaled together."""
-        return self._partition
+        return self._placed.partition
 
     @property
     def scales(self) -> dict[Key, float]:
@@ -230,22 +232,8 @@ class SAC(Wrapper):
         Raises:
             ValueError: there is one that the model does not have, or none to scale. Nothing was changed.
         """
-        found = _partition(*self._recipe)
-        index = found.index()
-        own = [(name, p) for group in groups for name, p in _named(group)]
-        foreign = [name or f"a tensor of shape {tuple(p.shape)}" for name, p in own if id(p) not in index]
-        if foreign:
-            raise ValueError(
-                f"SAC: {len(foreign)} of the {len(own)} parameters of the optimizer are not parameters of the model: "
-                f"{listed(foreign)}. The model has {listed(list(found.parameters))}. Give the model that the optimizer "
-                "was made for, after anything that replaces its parameters (sharding, a new head)"
-            )
-        mine = {id(p) for _, p in own}
-        blocks = {key: [m for m in members if id(m.parameter) in mine] for key, members in found.blocks.items()}
-        blocks = {key: members for key, members in blocks.items() if members}
-        frozen = [p for _, p in own if index[id(p)][1] is None and not p.requires_grad]
-        if own and not blocks and not frozen:
-            raise ValueError(f"SAC: no parameter of the optimizer is in a block that is scaled:\n{found.summary()}")
+        where = placed("SAC", self._recipe, groups)
+        found, blocks = where.partition, where.blocks
         constant = self.formula == "constant"
         scales = constant_scales(self.options, found) if constant else self._memory.scales
         kinds = found.kinds()
@@ -264,31 +252,21 @@ class SAC(Wrapper):
         }
         if self._engine.measure != measure:
             self._engine = Engine(self._engine_name, measure, wait=self._wait)
-        self._partition, self._blocks, self._frozen, self._cuts = found, blocks, frozen, cuts
+        self._placed, self._blocks, self._cuts = where, blocks, cuts
         self._memory = replace(self._memory, scales=scales)
         self._plan: tuple[Any, Any, dict[Tensor, Factor]] = (None, None, {})
 
     def _notice_unfrozen(self) -> None:
-        if any(p.requires_grad for p in self._frozen):
+        if self._placed.thawed():
             self._place(self.base.param_groups)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a param group to the base; its parameters must be of the model.
+    def regrouped(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Place the parameters of these groups.
 
         Raises:
-            ValueError: they are not.
+            ValueError: one is not of the model.
         """
-        if "base" not in self.__dict__:
-            return
-        params = param_group["params"]
-        group = {**param_group, "params": [params] if isinstance(params, Tensor) else list(params)}
-        before = dict(self.__dict__)
-        self._place([*self.base.param_groups, group])
-        try:
-            super().add_param_group(group)
-        except BaseException:
-            self.__dict__.update(before)
-            raise
+        self._place(groups)
 
     # Step ------------------------------------------------------------------------------------------------------------
 
@@ -313,7 +291,8 @@ class SAC(Wrapper):
         self._notice_unfrozen()
         gradients: dict[Key, list[Tensor]] = {}
         for key, members in self._blocks.items():
-            found = [_dense(member.parameter.grad) for member in members if member.parameter.grad is not None]
+            stored = key in self._engine.measure.nonzero_rows  # what a sparse gradient has not are rows of zeros
+            found = [_dense(m.parameter.grad, stored) for m in members if m.parameter.grad is not None]
             if found:
                 gradients[key] = found
         self._engine.submit(self._memory.step, gradients)
@@ -377,7 +356,7 @@ class SAC(Wrapper):
             for members in self._blocks.values()
             for member in members
             if member.parameter.grad is not None
-            and not bool(sharding.local(_dense(member.parameter.grad)).isfinite().all())
+            and not bool(sharding.local(_dense(member.parameter.grad, True)).isfinite().all())
         ]
         where = (
             f"the gradient of {listed(names)} is" if names else "a gradient on another process or of the last step is"
@@ -414,22 +393,27 @@ class SAC(Wrapper):
         return {_text(key): [m.name for m in members] for key, members in self._blocks.items()}
 
     def check_own_state(self, saved: Mapping[str, Any]) -> None:
-        """Refuse the state of another partition.
+        """Refuse the state of another partition; what is new here begins at 1, and what is frozen here may come back.
 
         Raises:
-            ValueError: with the blocks or parameters that are not the same.
+            ValueError: a parameter of the checkpoint is in another block here, or in none.
         """
         self._notice_unfrozen()
-        own, theirs = self._names(), saved["partition"]
-        for text in [*own, *theirs]:
-            mine, other = set(own.get(text, ())), set(theirs.get(text, ()))
-            if mine != other:
-                only = [f"{n!r} only in the checkpoint" for n in sorted(other - mine)]
-                only += [f"{n!r} only here" for n in sorted(mine - other)]
-                raise ValueError(
-                    f"the checkpoint has another SAC partition: block {text!r} differs, {', '.join(only[:4])}; build "
-                    "SAC with the same model and mapping, or take 'sac' out of the checkpoint to begin anew"
-                )
+        here = {name: text for text, names in self._names().items() for name in names}
+        differ = []
+        for text, names in saved["partition"].items():
+            for name in names:
+                if here.get(name) == text or name in self._placed.frozen:
+                    continue
+                why = self._placed.partition.outside.get(name)
+                place = f"in {here[name]!r} here" if name in here else f"not scaled here ({why or 'no such parameter'})"
+                differ.append(f"{name!r} is in {text!r} there, and {place}")
+        if differ:
+            more = f", and {len(differ) - 3} more" if len(differ) > 3 else ""
+            raise ValueError(
+                f"the checkpoint has another SAC partition: {'; '.join(differ[:3])}{more}. Build SAC with the same "
+                "model and mapping, or take 'sac' out of the checkpoint to begin anew"
+            )
 
     def load_own_state(self, saved: Mapping[str, Any] | None) -> None:
         """Take what was saved; without it factors begin at 1."""
@@ -457,27 +441,21 @@ class SAC(Wrapper):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        return {**state, "_recipe": (None, self._partition, {})}  # a copy of the optimizer is none of the model
+        return {
+            **state,
+            "_recipe": Recipe(None, self._placed.partition, {}),
+        }  # a copy of the optimizer is none of the model
 
     def _shown(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         return f"mode={self.mode!r}, factors={sorted(self.used)}, {options}, apply={self.apply!r}"
 
 
-def _partition(model: Any, given: Any, policies: Mapping[str, Any]) -> Partition:
-    return given if isinstance(given, Partition) else partition(model, given, **policies)
-
-
-def _named(group: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
-    """(name, parameter) of a param group, before or after an optimizer has taken it; "" where there is no name."""
-    pairs = [entry if isinstance(entry, tuple) else ("", entry) for entry in group["params"]]
-    names = group.get("param_names") or [name for name, _ in pairs]
-    return [(name, p) for name, (_, p) in zip(names, pairs, strict=True)]
-
-
-def _dense(gradient: Tensor) -> Tensor:
-    """A sparse gradient as the rows that it has."""
-    return gradient.coalesce().values() if gradient.layout == torch.sparse_coo else gradient
+def _dense(gradient: Tensor, stored: bool) -> Tensor:
+    """A sparse gradient as the rows that it has stored, or with all the others, which are zero."""
+    if gradient.layout != torch.sparse_coo:
+        return gradient
+    return gradient.coalesce().values() if stored else gradient.to_dense()
 
 
 def _text(key: Key) -> str:

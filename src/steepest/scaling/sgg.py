@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from steepest import sharding
-from steepest.engine.fitting import listed
 from steepest.rules.base import check_choice, check_range, check_whole
 from steepest.scaling import sampling
 from steepest.scaling.applying import Factor
 from steepest.scaling.clusters import cluster_bounds
-from steepest.scaling.partition import Partition, partition
+from steepest.scaling.partition import Partition
 from steepest.scaling.places import BlockMapping
+from steepest.scaling.placing import Recipe, placed
 from steepest.scaling.wrapper import Wrapper, check_base
 
 MOMENTUM = ("exp_avg", "momentum", "momentum_buffer")
@@ -26,11 +26,21 @@ MOMENTUM = ("exp_avg", "momentum", "momentum_buffer")
 
 @dataclass
 class _Memory:
-    """What SGG remembers: the number of the step, and by name the scales of the clusters and where elements are."""
+    """What SGG remembers.
 
+    Attributes:
+        row: for each weight, by name, its row in ``scales``.
+        scales: float32 (weights, K), on the device of the first weight.
+        step: number of the step.
+        ids: by name, the cluster of each element; never changed in place.
+        seen: those of the elements that the medians are made from, and the names of the weights they are of.
+    """
+
+    row: dict[str, int]
+    scales: Tensor
     step: int = 0
-    scales: dict[str, Tensor] = field(default_factory=dict)
     ids: dict[str, Tensor] = field(default_factory=dict)
+    seen: tuple[list[str], list[Tensor]] | None = None
 
 
 class SGG(Wrapper):
@@ -48,7 +58,8 @@ class SGG(Wrapper):
     The authors' released code differs: it clusters |m| and takes ratios of means. Nothing of that is here.
 
     Args:
-        base: the optimizer to wrap. Its momentum is what it keeps as one of ``MOMENTUM``, else the gradient.
+        base: the optimizer to wrap. Its momentum is what it keeps as one of ``MOMENTUM`` in a floating dtype, else the
+            gradient.
         model: the model whose parameters it has; or its (name, parameter) pairs, with ``partition``.
         clusters: K, at most 255; default 3 (paper).
         recluster: steps between clusterings; default 500 (paper; 1 to 10 % of a run). The first is at the first step.
@@ -66,8 +77,10 @@ class SGG(Wrapper):
         partition: as for ``SAC``. Only what is in the partition is scaled: no norms, biases and other vectors.
         embedding, head, router: "scale" or "exclude"; as for ``SAC``.
 
-    The factors are tensors, so they are applied to the update: one copy of the parameters during the step, and weight
-    decay scaled along. Through ``torch.distributed.checkpoint`` only the base goes; clusters then begin anew.
+    The factors are tensors, so they are applied to the update, at the price of one copy of the parameters during the
+    step. Weight decay is part of the update and is scaled along, element by element, also where it is decoupled; to
+    keep it as it is, set that of the base to 0 and shrink the weights beside it. Frozen parameters take part when they
+    are unfrozen. Through ``torch.distributed.checkpoint`` only the base goes; clusters then begin anew.
 
     Raises:
         TypeError: the base is no optimizer or needs a closure.
@@ -98,7 +111,7 @@ class SGG(Wrapper):
         head: str = "scale",
         router: str = "exclude",
     ) -> None:
-        check_base("SGG", base)
+        check_base("SGG", base, self.key)
         check_whole("SGG", "clusters", clusters, 1)
         if clusters > 255:
             raise ValueError(f"SGG: clusters must be at most 255, one byte for each element, got {clusters}")
@@ -107,7 +120,7 @@ class SGG(Wrapper):
         for name, count in (("samples", samples), ("cluster_samples", cluster_samples)):
             if count is not None:
                 check_whole("SGG", name, count, sampling.RUN)
-        check_whole("SGG", "seed", seed, 0)
+        sampling.check_seed("SGG", seed)
         check_range("SGG", "beta", beta, 0.0, 1.0)
         if beta == 1.0:
             raise ValueError("SGG: beta must be below 1, got 1.0, at which no scale would ever change")
@@ -124,51 +137,43 @@ class SGG(Wrapper):
             "storage": storage, "seed": seed,
         }  # fmt: skip
         policies = {"embedding": embedding, "head": head, "router": router}
-        self._partition = _find(model, partition, policies)
-        self._memory = _Memory()
+        self._recipe = Recipe.of(model, partition, policies)
+        self._memory = _Memory({}, torch.ones(0, clusters))
         self._fresh = True
-        self._members = self._scaled(base.param_groups)
+        self.regrouped(base.param_groups)
         super().__init__(base, apply="update")
 
-    def _scaled(self, groups: Sequence[Mapping[str, Any]]) -> dict[Tensor, str]:
-        """Names of the parameters of these groups that are scaled."""
-        index = self._partition.index()
-        entries = [e for group in groups for e in group["params"]]
-        params = [entry[1] if isinstance(entry, tuple) else entry for entry in entries]
-        foreign = [f"a tensor of shape {tuple(p.shape)}" for p in params if id(p) not in index]
-        if foreign:
-            raise ValueError(
-                f"SGG: {len(foreign)} of the {len(params)} parameters of the optimizer are not parameters of the "
-                f"model: {listed(foreign)}. Give the model that the optimizer was made for"
-            )
-        found = {p: index[id(p)] for p in params}
-        return {p: name for p, (name, key) in found.items() if key is not None}
+    def regrouped(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Find what is scaled of these groups; new weights begin at 1.
+
+        Raises:
+            ValueError: a parameter is not of the model, or none is to be scaled.
+        """
+        found = placed("SGG", self._recipe, groups)
+        members = {m.parameter: m.name for of_block in found.blocks.values() for m in of_block}
+        old, names = self._memory, list(members.values())
+        home = next((sharding.local(p).device for p in members), torch.device("cpu"))
+        scales = torch.ones(len(names), self.options["clusters"], device=home)
+        row = {name: i for i, name in enumerate(names)}
+        kept = [name for name in names if name in old.row]
+        scales[[row[name] for name in kept]] = old.scales[[old.row[name] for name in kept]].to(home)
+        self._placed, self._members = found, members
+        self._memory = replace(old, row=row, scales=scales)
 
     @property
     def scales(self) -> dict[str, tuple[float, ...]]:
         """The scale of each cluster by name of the weight, in ascending order of the momentum; 1 before any step."""
-        ones = (1.0,) * self.options["clusters"]
-        return {
-            name: tuple(self._memory.scales[name].tolist()) if name in self._memory.scales else ones
-            for name in self._members.values()
-        }
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a param group to the base; its parameters must be of the model."""
-        if "base" not in self.__dict__:
-            return
-        params = param_group["params"]
-        given = {**param_group, "params": [params] if isinstance(params, Tensor) else list(params)}
-        members = self._scaled([given])
-        super().add_param_group(given)
-        self._members |= members
+        rows = self._memory.scales.tolist()
+        return {name: tuple(rows[i]) for name, i in self._memory.row.items()}
 
     # Step ------------------------------------------------------------------------------------------------------------
 
     def factors(self) -> Mapping[Tensor, Factor]:
         """Functions that give the factors when the base has formed the momentum of this step."""
+        if self._placed.thawed():
+            self.regrouped(self.base.param_groups)
         self._fresh = False
-        params = [p for p in self._members if p.grad is not None]
+        params = [p for p in self._members if p.grad is not None and p.numel()]
 
         def factor_of(param: Tensor) -> Factor:
             def factor() -> Tensor:
@@ -176,16 +181,14 @@ class SGG(Wrapper):
                     self._renew(params)
                     self._fresh = True
                 name = self._members[param]
-                scales = self._memory.scales.get(name)
                 here = sharding.local(param)
-                if scales is None:
-                    return torch.ones((), device=here.device)
+                scales = self._memory.scales[self._memory.row[name]].to(here)
                 ids = sharding.local(self._memory.ids[name]).to(here.device, non_blocking=True)
-                # K is small: as many passes over a byte each are cheaper than a gather with indices of four
-                factor = torch.full_like(here, 1.0) * scales[0].to(here.dtype)
+                # K is small: as many passes over a byte each are cheaper than a gather with indices of eight
+                made = scales[0].expand(here.shape).clone()
                 for c in range(1, len(scales)):
-                    factor.masked_fill_(ids == c, scales[c].to(here.dtype))
-                return factor
+                    made.masked_fill_(ids == c, scales[c])
+                return made
 
             return factor
 
@@ -198,7 +201,7 @@ class SGG(Wrapper):
     def _renew(self, params: Sequence[Tensor]) -> None:
         """Cluster and renew the scales, where it is time; a weight that is new is clustered at once."""
         step, options = self._memory.step, self.options
-        momenta = {self._members[p]: self._momentum(p) for p in params if p.numel()}
+        momenta = {self._members[p]: self._momentum(p) for p in params}
         due = step % options["recluster"] == 0
         new = [name for name in momenta if due or name not in self._memory.ids]
         if new:
@@ -215,6 +218,7 @@ class SGG(Wrapper):
 
     def _cluster(self, momenta: Mapping[str, Tensor]) -> None:
         names, options = list(momenta), self.options
+        self._memory.seen = None
         sample = self._sample(list(momenta.values()), options["cluster_samples"])
         for rows in sample:
             seen = rows.values.abs() if options["values"] == "magnitude" else rows.values
@@ -227,36 +231,37 @@ class SGG(Wrapper):
                 x = x.abs() if options["values"] == "magnitude" else x
                 sharding.local(ids).copy_(torch.bucketize(x, midpoints.to(x.device)))
                 self._memory.ids[name] = ids.cpu() if options["storage"] == "cpu" else ids
-                if name not in self._memory.scales:
-                    self._memory.scales[name] = x.new_ones(options["clusters"], dtype=torch.float32)
 
     def _average(self, momenta: Mapping[str, Tensor]) -> None:
         """S <- beta S + (1 - beta) clamp(D / (D_c + eps)); an empty cluster keeps its scale. No read-back."""
-        names, options = list(momenta), self.options
-        ids = [self._memory.ids[name].to(sharding.local(momenta[name]).device) for name in names]
+        options, memory = self.options, self._memory
         sample = self._sample(list(momenta.values()), options["samples"])
-        clusters = self._sample(ids, options["samples"])
-        owners: list[int] = []
+        home = sample[0].values.device
+        row_of = torch.tensor([memory.row[name] for name in momenta]).to(home, non_blocking=True)
         found, pooled = [], []
-        for rows, of in zip(sample, clusters, strict=True):
+        for rows, ids in zip(sample, self._seen(momenta), strict=True):
             x = rows.values
             there = x.isfinite()
             mean = torch.where(there, x, 0.0).double().sum(-1, keepdim=True) / there.sum(-1, keepdim=True)
-            distance = torch.where(there, (x - mean).abs(), torch.inf)
-            inside = [
-                _lower_median(torch.where(of.values == c, distance, torch.inf)) for c in range(options["clusters"])
-            ]
-            found.append(torch.stack(inside, -1))
+            distance = torch.where(there, (x - mean).abs().float(), torch.inf)
+            inside = [_lower_median(torch.where(ids == c, distance, torch.inf)) for c in range(options["clusters"])]
+            found.append(torch.stack(inside, -1).double())
             pooled.append(distance.flatten())
-            owners += rows.owner.tolist()
-        own = torch.cat([each.to(found[0].device) for each in found])
-        whole = own.flatten() if options["pool"] == "clusters" else torch.cat([p.to(own.device) for p in pooled])
-        ratio = _lower_median(whole[None])[0] / (own + options["eps"])
-        raw = ratio.clamp(*options["bounds"])
-        for owner, scale, deviation in zip(owners, raw, own, strict=True):
-            old = self._memory.scales[names[owner]]
-            new = torch.lerp(scale.to(old), old, options["beta"])
-            self._memory.scales[names[owner]] = torch.where(deviation.isfinite().to(old.device), new, old)
+        own = torch.cat(found)
+        whole = own.flatten() if options["pool"] == "clusters" else torch.cat(pooled)
+        ratio = _lower_median(whole.clone()[None])[0].double() / (own + options["eps"])
+        which = row_of[torch.cat([rows.owner for rows in sample])].to(memory.scales.device)
+        old = memory.scales[which]
+        new = torch.lerp(ratio.clamp(*options["bounds"]).to(old), old, options["beta"])
+        memory.scales = memory.scales.index_copy(0, which, torch.where(own.isfinite().to(old.device), new, old))
+
+    def _seen(self, momenta: Mapping[str, Tensor]) -> list[Tensor]:
+        """The clusters of the elements in the sample of these momenta, which stay until there are others."""
+        memory, names = self._memory, list(momenta)
+        if memory.seen is None or memory.seen[0] != names:
+            ids = [memory.ids[name].to(sharding.local(x).device) for name, x in momenta.items()]
+            memory.seen = names, [of.values.to(torch.uint8) for of in self._sample(ids, self.options["samples"])]
+        return memory.seen[1]
 
     def _sample(self, tensors: Sequence[Tensor], samples: int | None) -> list[sampling.Rows]:
         size = max(x.numel() for x in tensors) if samples is None else samples
@@ -270,13 +275,14 @@ class SGG(Wrapper):
         return {
             "options": {**self.options, "bounds": list(self.options["bounds"])},
             "step": memory.step,
-            "scales": {name: x.clone() for name, x in memory.scales.items()},
-            "ids": {name: x.clone() for name, x in memory.ids.items()},
+            "scales": {name: memory.scales[memory.row[name]].clone() for name in memory.ids},
+            "ids": dict(memory.ids),
         }
 
     def check_own_state(self, saved: Mapping[str, Any]) -> None:
         """Refuse the state of another model or another number of clusters."""
         shapes = {name: tuple(p.shape) for p, name in self._members.items()}
+        shapes |= {name: tuple(p.shape) for name, p in self._placed.frozen.items()}
         for name, ids in saved["ids"].items():
             if shapes.get(name) != tuple(ids.shape):
                 raise ValueError(
@@ -291,27 +297,28 @@ class SGG(Wrapper):
 
     def load_own_state(self, saved: Mapping[str, Any] | None) -> None:
         """Take what was saved; without it the scales begin at 1."""
+        row, scales = self._memory.row, torch.ones_like(self._memory.scales)
+        self._memory = _Memory(row, scales)
         if saved is None:
-            self._memory = _Memory()
             return
         by_name = {name: p for p, name in self._members.items()}
         on_host = self.options["storage"] == "cpu"
-        self._memory = _Memory(
-            saved["step"],
-            {name: x.to(sharding.local(by_name[name]).device, copy=True) for name, x in saved["scales"].items()},
-            {name: x.cpu() if on_host else x.to(by_name[name].device, copy=True) for name, x in saved["ids"].items()},
-        )
+        for name in saved["ids"].keys() & row.keys():  # the rest is frozen here
+            ids = saved["ids"][name]
+            self._memory.ids[name] = ids.cpu() if on_host else ids.to(by_name[name].device, copy=True)
+            scales[row[name]] = saved["scales"][name].to(scales.device)
+        self._memory.step = saved["step"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a copy of the optimizer is none of the model
+        return {**super().__getstate__(), "_recipe": Recipe(None, self._placed.partition, {})}
 
     def _shown(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
 
 
-def _find(model: Any, given: Any, policies: Mapping[str, Any]) -> Partition:
-    return given if isinstance(given, Partition) else partition(model, given, **policies)
-
-
 def _lower_median(x: Tensor) -> Tensor:
-    """Of each row without its infinite values; infinite if there are no others."""
-    ordered = x.sort(-1).values
+    """Of each row without its infinite values; infinite if there are no others. It may sort them in place."""
+    ordered = sampling.ascending(x)
     count = ordered.isfinite().sum(-1, keepdim=True)
     return ordered.gather(-1, ((count - 1) // 2).clamp(min=0)).squeeze(-1)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steepest.rules.base import check_whole
 from steepest.scaling import sampling
 from steepest.scaling.places import Key
 from steepest.scaling.summaries import ESTIMATORS, Pools, Summary, merge, summarize, summarize_blocks
@@ -69,12 +70,14 @@ class Measure:
         estimator: "sample", "histogram" or "exact", see above.
         samples: elements that "sample" reads of each block, at fixed places; a smaller block is read whole. The
             standard error of the MAD of Gaussian numbers is 1.17 / sqrt(samples), that of their RMS 0.71 /
-            sqrt(samples): 0.46 % and 0.28 % for 65536. Runs of 16 neighbours are read. On gradients of a small
-            language model, heavier in the tails, that gave the same error as single elements: 0.4 % for the MAD of
-            a block, 0.35 % for that of a layer of two, and 0.4 % for the RMS. The maximum is that of the sample.
+            sqrt(samples): 0.65 % and 0.39 % for 32768, the default. Runs of 16 neighbours are read. On gradients of a
+            small language model, heavier in the tails, the MAD of a block was 0.6 % off, that of a layer of two
+            blocks 0.5 %, of the model 0.25 %, and the RMS of a block 0.55 %. The maximum is that of the sample.
         seed: another seed reads at other places.
         scope: layers whose blocks make the dispersion of the model; None is all.
-        nonzero_rows: blocks (embeddings) of which only rows with a gradient count.
+        nonzero_rows: blocks (embeddings) of which only rows with a gradient count. "sample" looks at 4096 rows of a
+            large one (at ``samples`` = 32768), two runs of each, and reads runs of those with a gradient; of a table
+            where 5 % of the rows had one, of very different sizes, the MAD was 7 % off, at 30 % it was 3 %.
 
     Raises:
         ValueError: an option is not one of its values.
@@ -85,7 +88,7 @@ class Measure:
     aggregate: str = "pooled"
     block_scale: str | None = None
     estimator: str = "sample"
-    samples: int = 1 << 16
+    samples: int = 1 << 15
     seed: int = 0
     scope: frozenset[int] | None = None
     nonzero_rows: frozenset[Key] = frozenset()
@@ -97,8 +100,8 @@ class Measure:
         _check("estimator", self.estimator, ESTIMATORS)
         if self.block_scale is not None:
             _check("block_scale", self.block_scale, BLOCK_SCALES)
-        if self.samples < sampling.RUN:
-            raise ValueError(f"samples must be at least {sampling.RUN}, got {self.samples}")
+        check_whole("statistics", "samples", self.samples, sampling.RUN)
+        sampling.check_seed("statistics", self.seed)
 
 
 def _check(name: str, value: str, known: Sequence[str]) -> None:
