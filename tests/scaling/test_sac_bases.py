@@ -233,6 +233,27 @@ def test_it_resumes_exactly(base):
 # --- steepest: what is common to the parameters of a run
 
 
+def test_the_noise_of_rounding_does_not_depend_on_how_the_groups_are_split():
+    """It is a function of a parameter's number, which SAC, splitting the groups at each step, must not change."""
+
+    def make():
+        of = toys.problem(steps=8)
+        rule = rules.AdamW(lr=1e-2, state_dtype="bfloat16", seed=3)
+        return of, toys.sac(steepest.Steepest(of.named(), rule), of, interval=1, engine="cpu")  # whole groups first
+
+    of, whole = make()
+    expected = of.run(whole, 0, 8)
+    for stop in range(1, 8):
+        of, optimizer = make()
+        of.run(optimizer, 0, stop)
+        weights, saved = of.weights(), copy.deepcopy(optimizer.state_dict())
+        again, resumed = make()
+        for name, p in again.params.items():
+            p.data.copy_(weights[name])
+        resumed.load_state_dict(saved)
+        cases.assert_same(again.run(resumed, stop, 8), expected[stop:])
+
+
 @pytest.mark.parametrize("pool", ["rule", "tensor"])
 @pytest.mark.parametrize("rule", [rules.SoftSignum, rules.SoftMuon, rules.SoftLionMuon])
 def test_the_fit_of_a_soft_rule_is_not_split_by_rate(rule, pool):

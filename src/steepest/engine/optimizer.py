@@ -83,6 +83,7 @@ class Steepest(torch.optim.Optimizer):
         self._maximize = maximize
         self._entries = {e.name: e for e in params.entries} if isinstance(params, Routing) else {}
         self._members: dict[Tensor, Member] = {}
+        self._numbers: dict[Tensor, int] = {}  # in the order of adding: a wrapper may split groups for a step
         groups = _as_groups(params)
         first = _rule_with_options(groups[0], rule)
         common = {name: getattr(first, name) for name in ("lr", "betas", "weight_decay") if hasattr(first, name)}
@@ -123,6 +124,7 @@ class Steepest(torch.optim.Optimizer):
             }
         )
         for _, param in named:
+            self._numbers[param] = len(self._numbers)
             if param.requires_grad:  # a frozen one, such as the base of a LoRA model, gets its state when unfrozen
                 self.state[param] = states.create(rule, param)
 
@@ -130,12 +132,12 @@ class Steepest(torch.optim.Optimizer):
         param = group["params"][index]
         view = _view(group["view"], param) if rule.needs == "matrix" else View(element=True)
         state = self.state[param] = self.state.get(param) or states.create(rule, param)  # it may have been frozen
-        before = 0
-        for other in self.param_groups:
-            if other is group:
-                break
-            before += len(other["params"])
-        return Member(group["param_names"][index], param, state, view, before + index)
+        if param not in self._numbers:  # a trainer put its own parameters, such as sharded ones, in the groups
+            self._number_all()
+        return Member(group["param_names"][index], param, state, view, self._numbers[param])
+
+    def _number_all(self) -> None:
+        self._numbers = {param: i for i, param in enumerate(p for g in self.param_groups for p in g["params"])}
 
     # Step ------------------------------------------------------------------------------------------------------------
 
@@ -299,6 +301,7 @@ class Steepest(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._members = {}
+        self._number_all()
 
     # Report ----------------------------------------------------------------------------------------------------------
 
