@@ -14,7 +14,7 @@ import torch
 from steepest import rules
 from steepest.lab import models
 from steepest.lab.data import Pack
-from steepest.lab.reproductions import lasm_ablation, sage_embedding_dilemma
+from steepest.lab.reproductions import lasm_ablation, sage_embedding_dilemma, small_language_model
 from steepest.lab.reproductions.base import Arm, Cell, Results, Study
 from steepest.lab.reproductions.execution import carry_out, plan
 from steepest.lab.reproductions.output import write
@@ -167,8 +167,33 @@ def test_an_arm_is_tuned_once_for_all_its_seeds(monkeypatch: pytest.MonkeyPatch)
         assert lasm_ablation.run(values, seed, quietly)["rate"] == 2e-3
     assert asked == [(1e-3, 10_000), (2e-3, 10_000), (4e-3, 10_000), (2e-3, 0), (2e-3, 1)]
     del values["rate_of"]
-    assert tune(values, lambda lr: math.nan)[2] == pytest.approx([1e-3, 0.0, 2e-3])  # not asked again
+    assert tune(values, lambda lr: math.nan)[2] == pytest.approx({1e-3: 1e-3, 2e-3: 0.0, 4e-3: 2e-3})  # not asked again
     assert tune({**values, "steps": 1}, lambda lr: math.nan)[:2] == (1e-3, True)  # every rate diverged
+
+
+@pytest.mark.parametrize(
+    ("best", "growths", "expected"),
+    [
+        (2e-3, 3, (2e-3, False, [1e-3, 2e-3, 4e-3])),
+        (4e-3, 3, (4e-3, False, [1e-3, 2e-3, 4e-3, 8e-3])),
+        (5e-4, 3, (5e-4, False, [1e-3, 2e-3, 4e-3, 5e-4, 2.5e-4])),
+        (1.0, 2, (1.6e-2, True, [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2])),
+        (4e-3, 0, (4e-3, True, [1e-3, 2e-3, 4e-3])),
+    ],
+)
+def test_a_grid_grows_beyond_an_edge(
+    best: float, growths: int, expected: tuple[float, bool, list[float]], monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(small_language_model._TUNING_FOLDER, str(tmp_path))
+    tried: list[float] = []
+
+    def loss_at(lr: float) -> float:
+        tried.append(lr)
+        return abs(math.log(lr / best))
+
+    lr, edge, losses = tune({"grid": [1e-3, 2e-3, 4e-3], "growths": growths}, loss_at)
+    assert (lr, edge, tried) == expected
+    assert list(losses) == sorted(tried)
 
 
 def test_the_second_control_has_the_rate_of_lasm(done: dict[str, Results], tmp_path: Path) -> None:

@@ -147,6 +147,8 @@ class Factors:
         return {key: [row.get(key, math.nan) for row in self.rows] for key in keys}
 
 
+GROWTHS = Setting(3, "ours, as in `steepest study`: rates that are added beyond an edge, at most")
+
 # Language models
 
 LANGUAGE: dict[str, Setting] = {
@@ -160,6 +162,7 @@ LANGUAGE: dict[str, Setting] = {
     "clip": Setting(None, "the harness of the paper's C4 runs does not clip"),
     "lowest": Setting(4e-3, "ours: the lowest learning rate that is tried"),
     "multiples": Setting([1, 2, 4, 8, 16, 32], "ours: the rates that are tried, times the lowest"),
+    "growths": GROWTHS,
 }
 LANGUAGE_QUICK: dict[str, Any] = {
     **QUICK,
@@ -167,6 +170,7 @@ LANGUAGE_QUICK: dict[str, Any] = {
     "steps": 12,
     "validation_tokens": 512,
     "multiples": [1, 4],
+    "growths": 0,
 }
 LANGUAGE_PROXY = (
     "{size} parameters, {tokens} tokens of news and Wikipedia and a vocabulary of 1,024, where the paper has 60M to 3B "

@@ -88,7 +88,7 @@ STUDY = Study(
         "The model, text and schedule of sac-granularity: 3 layers, untied, 300 steps. Each base is run bare, with SAC "
         "(Equations 4 to 9, our defaults) and with constant factors: 0.1 for hidden matrices and the head, 1 for the "
         "embedding and gains, which is where the factors of the authors' released code end up. Each arm has the best "
-        "of the same four rates of its base, in half decades.\n\n"
+        "of the same four rates of its base, in half decades, and of up to three beyond an edge.\n\n"
         "Lion and LionMuon are what the paper leaves to future work."
     ),
     proxies=(
@@ -116,7 +116,7 @@ STUDY = Study(
     measures=(sac_arms.LOSS, sac_arms.PERPLEXITY, sac_arms.FACTOR, sac_arms.STATE, sac_arms.RATE),
     settings={
         **sac_arms.LANGUAGE,
-        "multiples": Setting(sac_arms.HALF_DECADES, "ours: half decades; equal for all arms of a base"),
+        "multiples": Setting(sac_arms.HALF_DECADES, "ours: half decades, from the same for all arms of a base"),
     },
     run=sac_arms.run_language,
     seeds=4,

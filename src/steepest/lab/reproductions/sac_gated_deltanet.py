@@ -85,8 +85,8 @@ STUDY = Study(
         "Wikipedia: cosine rate, 10% warm-up, gradients clipped at norm 1 as in the paper. The token mixer of a layer, "
         "linear or not, is a block, its MLP the other; convolutions of the mixer are in the mixer's block, decay rates "
         "and gates that are vectors are not scaled.\n\n"
-        "Every arm has the best of the same four rates, in half decades; those of Muon are of its hidden matrices, "
-        "and AdamW has 0.3 of them on the rest."
+        "Every arm has the best of the same four rates, in half decades, and of up to three beyond an edge; those of "
+        "Muon are of its hidden matrices, and AdamW has 0.3 of them on the rest."
     ),
     proxies=(
         sac_arms.LANGUAGE_PROXY.format(size="339 thousand", tokens="102 thousand").replace(

@@ -99,7 +99,7 @@ STUDY = Study(
         "all hidden matrices and the head, while the embedding has 1 or more, and the paper's rates are ten times "
         "those of its AdamW: that is AdamW with a larger rate of the embedding and the gains. What SAC gains has to be "
         "more than such constants give.\n\n"
-        "Every arm has the best of the same six rates on a seed of its own."
+        "Every arm has the best of the same six rates, and of up to three beyond an edge, on a seed of its own."
     ),
     proxies=(
         sac_arms.LANGUAGE_PROXY.format(size="282 thousand", tokens="154 thousand"),

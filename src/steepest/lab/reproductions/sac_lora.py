@@ -374,6 +374,7 @@ STUDY = Study(
         "grid": Setting(
             [1e-3, 3e-3, 1e-2, 3e-2, 1e-1], "ours: rates that are tried; wide, for the control needs ten times more"
         ),
+        "growths": sac_arms.GROWTHS,
         "pretraining": Setting(
             {
                 "model": {"preset": "tiny", "num_hidden_layers": 4},
@@ -386,7 +387,7 @@ STUDY = Study(
     seeds=3,
     minutes=8,
     quick={
-        **{"steps": 6, "validation_tokens": 512, "grid": [1e-3, 1e-2]},
+        **{"steps": 6, "validation_tokens": 512, "grid": [1e-3, 1e-2], "growths": 0},
         "pretraining": {
             "model": {"preset": "tiny", "hidden_size": 16, "intermediate_size": 24, "head_dim": 8},
             **{"bytes": 20_000, "steps": 20, "batch_size": 4, "sequence_length": 64, "lr": 4e-3},

@@ -160,7 +160,7 @@ _ARMS: tuple[Arm, ...] = (
     arm("sac", "SAC+AdamW", "layer and block factors", "adamw", "sac"),
     arm("constant", "Constant", "hidden matrices and head at 0.1, the embedding and gains at 1", "adamw", "constant"),
 )
-_SHARED = {key: value for key, value in sac_arms.LANGUAGE.items() if key not in ("lowest", "multiples")}
+_SHARED = {key: value for key, value in sac_arms.LANGUAGE.items() if key not in ("lowest", "multiples", "growths")}
 
 STUDY = Study(
     name="sac-robustness",
@@ -198,7 +198,11 @@ STUDY = Study(
     seeds=4,
     minutes=6,
     quick={
-        **{key: value for key, value in sac_arms.LANGUAGE_QUICK.items() if key not in ("multiples", "batch_size")},
+        **{
+            key: value
+            for key, value in sac_arms.LANGUAGE_QUICK.items()
+            if key not in ("multiples", "growths", "batch_size")
+        },
         "rates": [3.2e-3, 1e-2, 3.2e-2],
     },
     findings=findings,

@@ -182,29 +182,36 @@ def evaluate(model: nn.Module, pack: Pack, settings: Settings) -> dict[str, floa
 # Tuning
 
 
-def tune(settings: Settings, loss_at: Callable[[float], float]) -> tuple[float, bool, list[float]]:
+def tune(settings: Settings, loss_at: Callable[[float], float]) -> tuple[float, bool, dict[float, float]]:
     """Choose the learning rate of an arm out of `settings["grid"]`, once for all its seeds and all workers.
+
+    While the best lies on an edge, the grid grows by one rate beyond it, `settings["growths"]` times (0) at most.
 
     Args:
         settings: of the arm; another value of any is another arm.
         loss_at: trains at a rate on `TUNING_SEED` and returns the validation loss.
 
     Returns:
-        The best rate, whether it lies on the edge of the grid, and the losses of all rates of the grid.
+        The best rate, whether it lies on the edge of what was tried, and the loss by rate.
     """
-    grid, arm = settings["grid"], {key: value for key, value in settings.items() if key != "grid"}
+    arm = {key: value for key, value in settings.items() if key not in ("grid", "growths")}
     losses: dict[float, float | None] = {}
-    for lr in grid:
+    waiting, growths = list(settings["grid"]), settings.get("growths", 0)
+    while waiting:
+        lr = waiting.pop(0)
         file = tuning_folder() / f"{hashlib.sha256(canonical({**arm, 'lr': lr}).encode()).hexdigest()[:24]}.json"
         trial = read_json(file)
         if trial is None:
-            loss = loss_at(lr)
-            trial = {"loss": loss if math.isfinite(loss) else None}
+            found = loss_at(lr)
+            trial = {"loss": found if math.isfinite(found) else None}
             write_json(file, trial)
         losses[lr] = trial["loss"]
-    best, edge, _ = choose(grid, losses)
-    told = [math.nan if loss is None else loss for loss in losses.values()]
-    return grid[0] if best is None else best, edge, told
+        if not waiting:
+            best, edge, beyond = choose(sorted(losses), losses)
+            if beyond is not None and growths:
+                waiting, growths = [beyond], growths - 1
+    told = {lr: math.nan if (loss := losses[lr]) is None else loss for lr in sorted(losses)}
+    return settings["grid"][0] if best is None else best, edge, told
 
 
 def tuning_folder() -> Path:
@@ -226,7 +233,7 @@ def tuned(
         return loss
 
     lr, edge, losses = tune(settings, loss_at)
-    return lr, {"rate": lr, "edge": float(edge), "grid": list(settings["grid"]), "trials": losses}
+    return lr, {"rate": lr, "edge": float(edge), "grid": list(losses), "trials": list(losses.values())}
 
 
 def prepare(settings: Settings) -> None:
