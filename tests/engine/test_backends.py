@@ -29,6 +29,7 @@ from cases import (
     trajectory,
 )
 from steepest import rules
+from steepest.engine import compiler as engine_compiler
 from steepest.engine import elements
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # the compiler of torch itself
@@ -203,7 +204,7 @@ def compiler(monkeypatch):
     """Compiled functions of this test alone."""
     torch._dynamo.reset()
     elements._compiled.cache_clear()
-    monkeypatch.setattr(elements, "_without_compiler", set())
+    monkeypatch.setattr(engine_compiler, "missing", set())
     yield
     torch._dynamo.reset()
     elements._compiled.cache_clear()
@@ -235,7 +236,7 @@ def test_compiled_is_the_single_tensor_to_the_last_places(name, compiler):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         compiled = trajectory(replace(rule, backend="compile"), Problem(shapes, steps=3))
-    assert not elements._without_compiler
+    assert not engine_compiler.missing
     assert graphs() > before
     for a, b in zip(compiled, single, strict=True):
         assert_close(a, b, rtol=3e-7 if name == "lion" else 2e-6, atol=3e-7 if name == "lion" else 2e-6)

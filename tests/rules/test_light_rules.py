@@ -58,8 +58,8 @@ def test_sage_follows_the_reference(backend, axis, order, instantaneous):
 def test_compiled_sage_follows_the_reference(axis, order, monkeypatch):
     """A large matrix whose rows are no whole number of blocks, and a small one beside it."""
     done = []
-    attempt = sums._attempt
-    monkeypatch.setattr(sums, "_attempt", lambda *call: done.append(attempt(*call)) or done[-1])
+    attempt = sums.attempt
+    monkeypatch.setattr(sums, "attempt", lambda *call: done.append(attempt(*call)) or done[-1])
     options = {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3, "order": order}
     rule = rules.SAGE(lr=0.02, backend="compile", axis=axis, **options)
     follow(rule, light.sage, {"large": (1099, 60), "tall": (50, 8)}, lambda name: {**options, "axis": axis}, steps=3)

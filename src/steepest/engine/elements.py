@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from steepest.engine.body import Body
+from steepest.engine.compiler import attempt
 from steepest.engine.precision import Half, Kept, Operands, compute_dtype, packed, pairs, together, unpacked
 from steepest.kernels.device import large_elements, piece_elements
 from steepest.kernels.rounding import lanes
@@ -148,7 +148,7 @@ def _compiled(rule: type[Rule], geometry: Geometry, maximize: bool, paired: bool
 
 def _run_compiled(body: Body, large: list[Operands[Tensor]], numbers: Numbers) -> list[Operands[Tensor]]:
     """Step the large tensors that are flat in memory; return those that are left for the ordinary path."""
-    if not large or large[0].device.type in _without_compiler:
+    if not large:
         return large
     paired = large[0].rounded  # all of a bucket are kept alike
     views = [(pairs(each) if paired else [t.view(-1) for t in each.tensors]) if _flat(each) else None for each in large]
@@ -164,17 +164,6 @@ def _run_compiled(body: Body, large: list[Operands[Tensor]], numbers: Numbers) -
     for i, (each, (param, grad, *state)) in enumerate(flat):
         counters = {name: kept.noise.counters() for name, kept in each.kept().items() if kept.noise is not None}
         noise = [(lanes(param.shape[-1], param.device), counters)] if paired else []
-        try:
-            step(param, grad, dict(zip(each.keys, state, strict=True)), scalars, *noise)
-        except torch._dynamo.exc.BackendCompilerFailed as error:
-            _without_compiler.add(each.device.type)  # trying again at each step would cost seconds each time
-            warnings.warn(_NO_COMPILER.format(reason=str(error).splitlines()[0]), stacklevel=2)
+        if not attempt(each.device, step, param, grad, dict(zip(each.keys, state, strict=True)), scalars, *noise):
             return left + [each for each, _ in flat[i:]]
     return left
-
-
-_without_compiler: set[str] = set()
-_NO_COMPILER = (
-    "steepest: backend='compile' needs a working compiler (g++ on a CPU, Triton on a GPU); taking the 'foreach' path "
-    "instead. {reason}"
-)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from types import FunctionType
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor
 
 from steepest import sharding
-from steepest.engine import elements
 from steepest.engine.body import Body
+from steepest.engine.compiler import attempt
 from steepest.engine.precision import Kept, Operands, cast, compute_dtype
 from steepest.kernels.device import large_elements, piece_elements
 from steepest.rules.base import Geometry, Phase, Rule
@@ -51,7 +50,7 @@ def _column_sums(rule: Any, members: Sequence[Member]) -> list[Tensor]:
             part = whole[_column_slices(sharding.local_slices(member.param), axis)] if whole.ndim else whole
             if g.ndim > 1 and axis == 0:
                 blocks = len(g) - len(g) % _BLOCK if rule.backend == "compile" and _large_matrix([g]) else 0
-                if blocks and _attempt(g, functools.partial(_add_blocks, part, g[:blocks])):
+                if blocks and attempt(g.device, _add_blocks, part, g[:blocks]):
                     g = g[blocks:]
                 _add_columns(part, g)
             else:
@@ -143,7 +142,7 @@ def _run_compiled(body: Body, each: Operands[Tensor], numbers: dict[str, Any]) -
         name: value if isinstance(value, Tensor) and value.ndim else torch.as_tensor(value, dtype=dtype, device="cpu")
         for name, value in numbers.items()
     }
-    return _attempt(param, lambda: step(param, grad, dict(zip(each.keys, state, strict=True)), tensors))
+    return attempt(param.device, step, param, grad, dict(zip(each.keys, state, strict=True)), tensors)
 
 
 @functools.cache
@@ -160,17 +159,3 @@ def _large_matrix(tensors: Sequence[Tensor]) -> bool:
     first = tensors[0]
     large = first.ndim == 2 and first.numel() >= large_elements(first.device)
     return large and all(t.is_contiguous() for t in tensors)
-
-
-def _attempt(first: Tensor, call: Callable[[], object]) -> bool:
-    """Make a call that compiles; whether there is a compiler for the device of the tensor."""
-    kind = first.device.type
-    if kind in elements._without_compiler:
-        return False
-    try:
-        call()
-    except torch._dynamo.exc.BackendCompilerFailed as error:
-        elements._without_compiler.add(kind)  # trying again at each step would cost seconds each time
-        warnings.warn(elements._NO_COMPILER.format(reason=str(error).splitlines()[0]), stacklevel=2)
-        return False
-    return True

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-import steepest
 from steepest.lab import methods
 from steepest.lab.accounting.subject import Job, cycle, give_noise, give_sample
+from steepest.routing import named_roles
 
 _STEPS = 10  # most steps of a cycle that are looked at
 
@@ -46,15 +45,7 @@ def state_by_role(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[st
 
     What belongs to no parameter, such as the statistics of a wrapper, is "shared"; "total" is the sum.
     """
-    kinds = {name: role.kind for name, role in steepest.roles(model).items()}
-    table, seen = dict.fromkeys(kinds.values(), 0), set()
-    for name, parameter in model.named_parameters():
-        state: Mapping[str, Any] = optimizer.state.get(parameter, {})
-        for tensor in methods.tensors(state):
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in seen:
-                seen.add(storage.data_ptr())
-                table[kinds[name]] += storage.nbytes()
+    table = methods.state_by_role(optimizer, {parameter: role.kind for _, parameter, role in named_roles(model)})
     total = methods.state_bytes(optimizer)
     if total > sum(table.values()):
         table["shared"] = total - sum(table.values())

@@ -178,6 +178,7 @@ def _show(record: Mapping[str, Any], parts: Sequence[str], as_json: bool) -> Non
     from rich.console import Console
 
     from steepest.lab.accounting import output
+    from steepest.lab.cli.tables import table
 
     if as_json:
         typer.echo(json.dumps(record, indent=1))
@@ -190,7 +191,7 @@ def _show(record: Mapping[str, Any], parts: Sequence[str], as_json: bool) -> Non
     if model.get("note"):
         console.print(model["note"], markup=False, highlight=False)
     for part in parts:
-        _print_table(console, output.ROWS[part](record))
+        console.print(table(output.ROWS[part](record)))
         for line in output.remarks(record, part):
             console.print(line, markup=False, highlight=False)
     if "time" in parts:
@@ -208,6 +209,7 @@ def _show_published(as_json: bool) -> None:
     from steepest.lab import methods, models
     from steepest.lab.accounting import count_model, count_step, output
     from steepest.lab.accounting.published import RUNS
+    from steepest.lab.cli.tables import table
     from steepest.lab.config import MethodConfig
 
     ours = {}
@@ -222,7 +224,7 @@ def _show_published(as_json: bool) -> None:
         typer.echo(json.dumps(cells, indent=1))
         return
     console = Console()
-    _print_table(console, rows)
+    console.print(table(rows))
     console.print(
         "FLOPs of the runs of LionMuon (arXiv 2605.19811) as its plots have them: 6 a parameter and token, embeddings "
         "and positions included, no attention scores. Ours counts scores, no position that is looked up, and of "
@@ -230,9 +232,3 @@ def _show_published(as_json: bool) -> None:
         markup=False,
         highlight=False,
     )
-
-
-def _print_table(console: Any, rows: Sequence[Sequence[str]]) -> None:
-    from steepest.lab.cli.memory import _table
-
-    console.print(_table(rows))

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _METHODS = "adamw,lion,muon,lionmuon,sinkgd,sage"
 
@@ -77,33 +73,21 @@ def memory(
     from rich.console import Console
 
     from steepest.lab import memory as counting
+    from steepest.lab.cli.tables import table
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
     report = counting.count(model, names, changes=override or (), vocabulary=vocabulary, dtype=dtype, shards=shards)
     console = Console()
     console.print(counting.headline(report), style="bold", markup=False, highlight=False)
-    console.print(_table(counting.totals(report)))
-    console.print(_table(counting.by_role(report)))
+    console.print(table(counting.totals(report)))
+    console.print(table(counting.by_role(report)))
     for remark in counting.remarks(report):
         console.print(remark, markup=False, highlight=False)
     cells = counting.published() if published else []
     for title, rows, below in counting.published_tables(cells) if cells else []:
         console.print(f"\n{title}", style="bold", markup=False, highlight=False)
-        console.print(_table(rows))
+        console.print(table(rows))
         console.print(below, markup=False, highlight=False)
     if out is not None:
         files = counting.write(report, out, cells)
         console.print(f"\nwritten: {', '.join(map(str, files))}", soft_wrap=True, markup=False, highlight=False)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for index, title in enumerate(rows[0]):
-        table.add_column(Text(title), justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
-    for row in rows[1:]:
-        table.add_row(*map(Text, row))
-    return table

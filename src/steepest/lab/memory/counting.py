@@ -269,18 +269,14 @@ def _measured(name: str, network: nn.Module) -> tuple[torch.optim.Optimizer, dic
 
 
 def _state(optimizer: torch.optim.Optimizer, roles: Mapping[nn.Parameter, str], shards: int) -> dict[str, int]:
-    """Bytes of all distinct storages in the state, by role."""
-    table, seen = dict.fromkeys(roles.values(), 0), set()
-    for group in optimizer.param_groups:
-        whole = by_name(group["rule"]).whole if isinstance(optimizer, steepest.Steepest) else ()
-        for parameter in group["params"]:
-            for key, value in optimizer.state[parameter].items():
-                for tensor in methods.tensors(value):
-                    if tensor.untyped_storage()._cdata in seen:
-                        continue
-                    seen.add(tensor.untyped_storage()._cdata)
-                    size = tensor.untyped_storage().nbytes()
-                    if tensor.shape == parameter.shape and key not in whole and tensor.numel():
-                        size = size * _held(tensor.shape, shards) // tensor.numel()
-                    table[roles[parameter]] += size
-    return table
+    """Bytes of the state by role, on the first process."""
+    groups = optimizer.param_groups if isinstance(optimizer, steepest.Steepest) else []
+    whole = {parameter: by_name(group["rule"]).whole for group in groups for parameter in group["params"]}
+
+    def size(parameter: nn.Parameter, key: str, tensor: torch.Tensor) -> int:
+        stored = tensor.untyped_storage().nbytes()
+        if tensor.shape == parameter.shape and key not in whole.get(parameter, ()) and tensor.numel():
+            return stored * _held(tensor.shape, shards) // tensor.numel()
+        return stored
+
+    return methods.state_by_role(optimizer, roles, size)

@@ -18,7 +18,7 @@ from torch import nn
 from steepest.lab.config import MethodConfig, ScheduleConfig
 from steepest.lab.errors import UserError, unknown
 from steepest.lab.methods import hooks, wrapped
-from steepest.lab.methods.accounting import group_labels, routing_rows, state_bytes, tensors
+from steepest.lab.methods.accounting import group_labels, routing_rows, state_by_role, state_bytes, tensors
 from steepest.lab.methods.baselines import baselines
 from steepest.lab.methods.hooks import evaluated_weights, offer_sample
 from steepest.lab.methods.ours import ours
@@ -37,6 +37,7 @@ __all__ = [
     "resolve",
     "routing_rows",
     "schedule",
+    "state_by_role",
     "state_bytes",
     "tensors",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,8 +33,31 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     return _bytes([optimizer.state, own() if callable(own) else None])
 
 
+def state_by_role(
+    optimizer: torch.optim.Optimizer,
+    roles: Mapping[nn.Parameter, str],
+    size: Callable[[nn.Parameter, str, torch.Tensor], int] | None = None,
+) -> dict[str, int]:
+    """Bytes of all distinct storages in the state of the parameters, by role; also on the meta device.
+
+    Args:
+        optimizer: has its state.
+        roles: of the parameters.
+        size: bytes to count for a tensor under a key of a parameter's state. Default: those of its storage.
+    """
+    table, seen = dict.fromkeys(roles.values(), 0), set()
+    for parameter, role in roles.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            for tensor in tensors(value):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in seen:
+                    seen.add(storage._cdata)
+                    table[role] += size(parameter, key, tensor) if size else storage.nbytes()
+    return table
+
+
 def _bytes(state: Any) -> int:
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors(state)}
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors(state)}
     return sum(storages.values())
 
 
