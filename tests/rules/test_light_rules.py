@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import steepest
-from cases import Problem, assert_close, assert_same, build, trajectory
+from cases import Problem, assert_close, assert_same, build, snapshot, trajectory
 from reference import golden, light
 from reference import views as reference_views
 from steepest import kernels, rules
@@ -164,8 +164,50 @@ def test_the_column_averages_of_narrow_parameters_are_float32():
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0,)])
-def test_an_empty_embedding_is_stepped_over(shape):
-    trajectory(rules.SAGE(), Problem({"none": shape}))
+def test_sage_refuses_an_empty_embedding(shape):
+    with pytest.raises(
+        ValueError, match=r"'none' of shape .* is empty, and sage needs the mean of its rows: leave it out"
+    ):
+        build(rules.SAGE(), Problem({"none": shape}))
+
+
+@pytest.mark.parametrize("state_dtype", [None, "int8"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 3e38])
+def test_sage_refuses_what_would_spread_over_an_embedding(bad, state_dtype):
+    """One bad element reaches every column by the root mean square; the last overflows only in the sum."""
+    problem = Problem({"embedding": (6, 4), "gain": (5,)})
+    optimizer = build(rules.SAGE(state_dtype=state_dtype), problem)
+    problem.run(optimizer, 0, 2)
+    for name, element in (("embedding", (slice(None), 2)), ("gain", 3)):
+        if name == "gain" and bad == 3e38:
+            continue  # of a vector nothing is summed
+        problem.load(2)
+        problem.params[name].grad[element] = bad
+        before = snapshot(optimizer)
+        with pytest.raises(FloatingPointError, match=f"gradient of '{name}'; nothing was changed"):
+            optimizer.step()
+        assert_same(snapshot(optimizer), before)
+
+
+@pytest.mark.parametrize(
+    ("rule", "option", "value", "buffer"),
+    [
+        (rules.SinkGD(), "betas", (0.9, 0.95), "momentum"),
+        (rules.SinkGD(betas=(0.9, 0.95)), "betas", (0.0, 0.0), "momentum"),
+        (rules.SAGE(), "axis", 1, "columns"),
+        (rules.Lion(), "state_dtype", "int8", "momentum_scales"),
+    ],
+)
+def test_an_option_that_needs_another_state_is_refused_when_it_comes_late(rule, option, value, buffer):
+    problem = Problem({"w": (128, 64)})
+    optimizer = build(rule, problem)
+    problem.run(optimizer, 0, 1)
+    optimizer.param_groups[0][option] = value
+    problem.load(1)
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match=f"option of {rule.name} was changed after the state of 'w'.*'{buffer}"):
+        optimizer.step()
+    assert_same(snapshot(optimizer), before)
 
 
 # --- SinkGD

@@ -79,6 +79,11 @@ class Bucket:
         """Of the state of each member, without what every process has whole."""
         return tuple(key for key, _ in self.members[0].layout if key not in (*self.rule.whole, COUNTER, FIT))
 
+    @cached_property
+    def column_sums(self) -> list[Tensor]:
+        """Of each member, for a rule that needs sums: made before anything is changed, since they tell of bad input."""
+        return sums.column_sums(self.rule, self.members)
+
     def operands(self, member: Member) -> Operands[Tensor]:
         """What a step of a member reads and writes: the local shards."""
         param, state = member.param, member.state

@@ -14,7 +14,7 @@ from steepest.engine import fitting
 from steepest.engine import state as states
 from steepest.engine.bucket import Bucket, Member
 from steepest.routing import Routing, View, default_routing, report
-from steepest.rules.base import REMAINDER, Rule, by_name, check_choice, check_named, check_options, check_whole, options
+from steepest.rules.base import Rule, by_name, check_choice, check_named, check_options, check_whole, options
 
 CheckFinite = Literal["matrix", "all", "none"]
 
@@ -40,9 +40,10 @@ class Steepest(torch.optim.Optimizer):
         decay_vectors: also decay norm gains and biases. Off: their decay is 0, as usual.
         fused: "split" takes a fused query-key-value weight as three matrices; "joined" as one, as in the LionMuon runs.
         maximize: ascend.
-        check_finite: refuse non-finite gradients by name before anything is changed: of rules that need whole
-            matrices, where one bad element would spread over all of them ("matrix"), of all ("all"), or not ("none").
-            It costs one read of those gradients and one read back from the device per step.
+        check_finite: refuse non-finite gradients by name before anything is changed: of rules that need whole matrices
+            or sums, where one bad element would spread over all of them ("matrix"), of all ("all"), or not ("none").
+            It costs one read of those gradients (not where sums are made anyway, which may not overflow either) and
+            one read back from the device per step.
 
     The keywords from ``embeddings`` to ``fused`` need a model.
 
@@ -109,9 +110,14 @@ class Steepest(torch.optim.Optimizer):
         view = str(group.get("view") or rule.view or _BY_SHAPE)
         if view != _BY_SHAPE:
             View.parse(view)
-        if rule.needs == "matrix":
-            for name, param in named:
+        for name, param in named:
+            if rule.needs == "matrix":
                 _check_matrix(rule, name, param, _view(view, param))
+            elif rule.needs == "sums" and not param.numel():
+                raise ValueError(
+                    f"{name!r} of shape {tuple(param.shape)} is empty, and {rule.name} needs the mean of its rows: "
+                    "leave it out, or give it a rule that works element by element (rules.Lion)"
+                )
         extra: dict[str, Any] = {key: group[key] for key in ("name", "initial_lr") if key in group}
         super().add_param_group(
             {
@@ -188,11 +194,6 @@ class Steepest(torch.optim.Optimizer):
                         f"the gradient of {member.name!r} is sparse; steepest needs dense ones: build the "
                         "embedding with sparse=False"
                     )
-                if rule.param_rounding == "kahan" and param.dtype == torch.bfloat16 and REMAINDER not in member.state:
-                    raise ValueError(
-                        f"param_rounding='kahan' was set after the state of {member.name!r} was made, which has no "
-                        f"{REMAINDER!r}; give it to the optimizer when it is built"
-                    )
                 found.append((i, member))
         steps = torch.stack([m.state[states.COUNTER] for _, m in found]).tolist() if found else []
         fits = fitting.saved([(rules[i], m) for i, m in found])
@@ -202,6 +203,8 @@ class Steepest(torch.optim.Optimizer):
             assert grad is not None
             kind = (i, step, fit, param.device, param.dtype, grad.dtype, member.layout)
             sorted_in.setdefault(kind, []).append(member)
+        for (i, *_), (first, *_) in sorted_in.items():
+            states.check_kept(rules[i], first.param, first.name, first.state)
         return [
             Bucket(fitting.with_fit(rules[i], fit), step, members, i, rules[i].lr, self.param_groups[i]["maximize"])
             for (i, step, fit, *_), members in sorted_in.items()
@@ -233,14 +236,17 @@ class Steepest(torch.optim.Optimizer):
     def _refuse_non_finite(self, buckets: Sequence[Bucket]) -> None:
         if self.check_finite == "none":
             return
-        members = [m for b in buckets if self.check_finite == "all" or b.rule.needs == "matrix" for m in b.members]
-        gradients = [(m.name, sharding.local(m.gradient())) for m in members]  # names of two models may collide
-        gradients = [(name, g) for name, g in gradients if g.numel()]
-        params = [m.param for m in members]
+        read: list[tuple[Member, Tensor]] = []
+        for bucket in buckets:
+            if bucket.rule.needs == "sums":
+                read += zip(bucket.members, bucket.column_sums, strict=True)
+            elif bucket.rule.needs == "matrix" or self.check_finite == "all":
+                read += [(m, sharding.local(m.gradient())) for m in bucket.members]
+        params = [m.param for m, _ in read]
         # The l2 norm is the cheapest read of everything. It may overflow on finite numbers: then look closer.
-        if not sharding.any_process(not _all_finite_norms(g for _, g in gradients), params):
+        if not sharding.any_process(not _all_finite_norms(x for _, x in read if x.numel()), params):
             return
-        names = [name for name, g in gradients if not bool(g.isfinite().all())]
+        names = [m.name for m, x in read if not bool(x.isfinite().all())]  # those of two models may collide
         if not sharding.any_process(bool(names), params):
             return
         raise FloatingPointError(

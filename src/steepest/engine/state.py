@@ -147,6 +147,25 @@ def _check_state(rule: Rule, param: Tensor, name: str, saved: Mapping[str, Any] 
             )
 
 
+def check_kept(rule: Rule, param: Tensor, name: str, state: Mapping[str, Tensor]) -> None:
+    """Refuse options that were set in a group when the state was already made, and need another one.
+
+    Raises:
+        ValueError: with the parameter and the buffer.
+    """
+    specs = rule.state_specs(param.shape, param.dtype)
+    kept = {key: tensor.shape for key, tensor in state.items() if key not in (COUNTER, FIT)}
+    wanted = {key: shape for key, (shape, _) in specs.items()}
+    if kept != wanted:
+        key = next(key for key in (*wanted, *kept) if kept.get(key) != wanted.get(key))
+        there = f"{key!r} of shape {tuple(kept[key])}" if key in kept else f"no {key!r}"
+        needed = f"{key!r} of shape {tuple(wanted[key])}" if key in wanted else f"no {key!r}"
+        raise ValueError(
+            f"an option of {rule.name} was changed after the state of {name!r} was made, which has {there}; now "
+            f"{needed} is needed: give the option to the optimizer when it is built"
+        )
+
+
 def adopt(rule: Rule, param: Tensor, saved: Mapping[str, Any]) -> dict[str, Tensor]:
     """Copy a checked state, in the declared dtypes (torch would cast it to the dtype of the parameter)."""
     state = {

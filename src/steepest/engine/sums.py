@@ -30,8 +30,9 @@ def run(bucket: Bucket, phase: Phase, members: Sequence[Member]) -> None:
     rule: Any = bucket.rule
     numbers = bucket.numbers(phase)
     body = Body(rule, phase.geometry, bucket.maximize)
-    members = [m for m in members if m.param.numel()]
-    for member, sums in zip(members, _column_sums(rule, members), strict=True):
+    for member, sums in zip(members, bucket.column_sums, strict=True):
+        if not member.param.numel():
+            continue
         mean = sums * (sums.numel() / member.param.numel())
         reduced = rule.reduced(mean, {name: member.state[name] for name in rule.whole}, numbers)
         vectors = {name: _like_columns(vector, member.param, rule.axis) for name, vector in reduced.items()}
@@ -40,7 +41,7 @@ def run(bucket: Bucket, phase: Phase, members: Sequence[Member]) -> None:
             _step(body, each, vectors, numbers)
 
 
-def _column_sums(rule: Any, members: Sequence[Member]) -> list[Tensor]:
+def column_sums(rule: Any, members: Sequence[Member]) -> list[Tensor]:
     """The sum of |g| over an axis for each member, over all processes; one exchange for all."""
     sums, axis = [], rule.axis
     for member in members:
