@@ -180,6 +180,142 @@ def test_any_configuration_with_overrides(tmp_path: Path) -> None:
     assert count(str(tmp_path / "config.json"), ["lion"]).parameters == 5 * layer + 64 + 2 * 64 * 500
 
 
+def written(folder: Path, **config: Any) -> str:
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+VIT = {"model_type": "vit", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "image_size": 32}
+VIT |= {"num_attention_heads": 2, "patch_size": 8, "num_labels": 10}
+T5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 100}
+WHISPER = {"model_type": "whisper", "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "vocab_size": 100}
+WHISPER |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+WHISPER |= {"max_source_positions": 20, "max_target_positions": 20, "num_mel_bins": 8, "pad_token_id": 0}
+WHISPER |= {"bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+SEES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+LLAMA = {**SEES, "model_type": "llama", "vocab_size": 100, "num_key_value_heads": 2}
+LLAVA = {"model_type": "llava", "text_config": LLAMA, "image_token_index": 99}
+LLAVA["vision_config"] = {**SEES, "model_type": "clip_vision_model", "image_size": 16, "patch_size": 8}
+CLIP = {"model_type": "clip", "projection_dim": 16, "vision_config": LLAVA["vision_config"]}
+CLIP["text_config"] = {**SEES, "model_type": "clip_text_model", "vocab_size": 100, "bos_token_id": 1, "eos_token_id": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture"),
+    [
+        (VIT, "ViTForImageClassification"),
+        ({**VIT, "architectures": ["ViTModel"]}, "ViTModel"),
+        (T5, "T5ForConditionalGeneration"),
+        (WHISPER, "WhisperForConditionalGeneration"),
+        ({**WHISPER, "architectures": ["NotInTransformers"]}, "WhisperForConditionalGeneration"),
+        ({**WHISPER, "architectures": ["WhisperForCausalLM"]}, "WhisperForCausalLM"),
+        (LLAVA, "LlavaForConditionalGeneration"),
+        (CLIP, "CLIPModel"),  # and not CLIPForImageClassification, which has no text
+        (LLAMA, "LlamaForCausalLM"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_configuration_is_counted_as_its_whole_model(
+    config: dict[str, Any], architecture: str, tmp_path: Path
+) -> None:
+    import transformers
+
+    report = count(written(tmp_path, **config), ["adamw", "muon", "hidden=sinkgd+rest=sage"])
+    assert report.architecture == architecture
+    assert architecture in steepest.lab.memory.headline(report)
+    model = getattr(transformers, architecture)(models.configuration(config))
+    assert report.parameters == sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert sum(report.gradients.values()) == 4 * trained  # Whisper's positions of the encoder are frozen
+    for usage in report.methods:
+        optimizer = built(usage.name, model)
+        assert usage.total == methods.state_bytes(optimizer), usage.name
+
+
+def test_whisper_has_an_encoder(tmp_path: Path) -> None:
+    names = [name for name, _ in meta_model(written(tmp_path, **WHISPER)).named_parameters()]
+    assert any(".encoder." in name for name in names)
+    assert any(".decoder." in name for name in names)
+
+
+def test_keys_inside_of_another_are_changed_alone(tmp_path: Path) -> None:
+    folder = written(tmp_path, **LLAVA)
+    changed: Any = meta_model(folder, ["text_config.num_hidden_layers=1"], 50)
+    assert changed.config.text_config.num_hidden_layers == 1
+    assert changed.config.text_config.hidden_size == 32
+    assert changed.get_input_embeddings().weight.shape == (50, 32)
+    chosen = meta_model(written(tmp_path, **VIT), ["architectures=[ViTModel]"])
+    assert type(chosen).__name__ == "ViTModel"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "qwen2_5_omni"}, r"has no class that goes without saying\. Name the class to count: -o 'arch"),
+        ({**LLAMA, "hidden_size": "wide"}, "transformers cannot build '.*': .*hidden_size"),
+    ],
+)
+def test_what_cannot_be_built_is_one_clear_error(config: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        count(written(tmp_path, **config), ["adamw"])
+
+
+# Wrappers, and what cannot be counted ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sac+adamw", "sac-constant+muon", "sgg+adamw", "sgg+muon", "sac+prodigy"])
+def test_a_wrapper_is_its_base_and_its_own_state(name: str) -> None:
+    (usage,) = count("tiny-llama", [name], vocabulary=300).methods
+    assert usage.total == methods.state_bytes(built(name, small("tiny-llama")))
+    assert f"{name[:3].upper()} keeps" in usage.note
+    assert usage.step is None
+
+
+def test_wrappers_are_counted_at_any_size() -> None:
+    with LargestReal() as real:
+        sac, sgg, nested = count("llama-3-70b", ["sac+adamw", "sgg+adamw", "sac+sgg+adamw"], shards=2).methods
+    (base,) = count("llama-3-70b", ["adamw"], shards=2).methods
+    assert real.size < 10_000
+    vectors = 161 * 8192
+    assert sac.state == base.state
+    assert sgg.total == base.total + (70_553_706_496 - vectors) // 2 + 4 * 3 * (723 - 161)
+    assert nested.state == sgg.state
+
+
+def test_a_method_that_cannot_be_counted_is_a_row_with_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(steepest.lab.memory.counting, "_MEASURED", 1000)
+    names = "lion,prodigy,sac+prodigy,hidden=lion+head=sage"
+    assert main(["memory", "-m", "tiny", "--methods", names, "--out", str(tmp_path)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "* Prodigy: not counted: prodigyopt can only be counted by a step in memory" in out
+    assert "None" not in out
+    record = json.loads((tmp_path / "memory.json").read_text())
+    assert [method["state"] is None for method in record["methods"]] == [False, True, True, True]
+    lion, *others = csv.DictReader((tmp_path / "table.csv").open())
+    assert int(lion["state"]) > 0
+    for row in others:
+        assert row["state"] == row["state mlp"] == row["weights, gradients and state"] == row["step (estimate)"] == ""
+        assert int(row["weights"]) > 0
+    drawn = re.findall("<!-- (.*?) -->", (tmp_path / "memory.svg").read_text())
+    assert "Lion" in drawn
+    assert "Prodigy" not in drawn
+    assert main(["memory", "-m", "tiny", "--methods", "prodigy"]) == 2
+    assert "prodigy: prodigyopt can only be counted" in capsys.readouterr().err
+
+
+def test_a_package_that_fails_on_a_model_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: torch.optim.Optimizer) -> None:
+        raise IndexError("no such axis")
+
+    monkeypatch.setattr(steepest.lab.memory.counting, "carried_out", fails)
+    lion, prodigy = count("tiny", ["lion", "prodigy"]).methods
+    assert lion.total
+    assert prodigy.total is None
+    assert prodigy.note == "not counted: a step of prodigyopt on this model fails: no such axis"
+
+
 # The estimate ---------------------------------------------------------------------------------------------------------
 
 
@@ -265,9 +401,8 @@ def test_tables_meet_the_closed_forms(
 ) -> None:
     found = {c["model"]: c["counted"] for c in cells if c["table"].endswith(row[0]) and c["method"] == row[1]}
     assert tuple(found) == C4
-    for value, text in zip(found.values(), numbers, strict=True):
-        # Step counters are a few hundred bytes, which may turn the last digit.
-        assert value == pytest.approx(float(text), abs=0.6 * 10.0 ** -len(text.partition(".")[2]))
+    shown = [f"{value:.{len(text.partition('.')[2])}f}" for value, text in zip(found.values(), numbers, strict=True)]
+    assert tuple(shown) == numbers
 
 
 def test_printed_numbers_are_met(cells: list[dict[str, Any]]) -> None:
@@ -282,12 +417,48 @@ def test_printed_numbers_are_met(cells: list[dict[str, Any]]) -> None:
         ("SinkGD-Hybrid", "1.3B"): "cut off",
         ("SAGE-Hybrid", "1.3B"): "equal",
     }
-    bars = [c for c in cells if "Figure 2c" in c["table"]]
-    assert all(c["counted"] == pytest.approx(float(c["printed"]), abs=0.02) for c in bars)
-    # State in bf16 but for the numbers per column, which stay in float32.
-    narrow = {c["model"]: c["counted"] for c in cells if c["table"].endswith("state in bf16") and "SAGE" in c["method"]}
-    expected = (0.0611, 0.0916, 0.1223, 0.2445, 0.4893)
-    assert list(narrow.values()) == pytest.approx(expected, rel=2e-3)
+    bars = {c["method"]: c["agreement"] for c in cells if "Figure 2c" in c["table"]}  # read off to about 0.01
+    expected = ("-0.1%", "-0.3%", "-0.6%", "-1.1%", "-1.1%")
+    assert bars == dict(zip(("AdamW", "Lion", "SinkGD-Hybrid", "Lion-Hybrid", "SAGE-Hybrid"), expected, strict=True))
+
+
+# SAGE's S, one number for each of a vector, is float32 here in bf16 states, too: two bytes more for each turn the last
+# digit. Ours, beside the closed form with two bytes for everything.
+DEVIATIONS = {
+    "130M": ("0.0917", "0.0916"),
+    "350M": ("0.1224", "0.1223"),
+    "1.3B": ("0.2447", "0.2445"),
+    "7B": ("0.4898", "0.4893"),
+}
+
+
+def test_sage_in_bf16_deviates_by_its_scales_in_float32(cells: list[dict[str, Any]]) -> None:
+    found = {c["model"]: c for c in cells if c["table"].endswith("state in bf16") and c["method"] == "SAGE-Hybrid"}
+    assert {model: f"{c['counted']:.4f}" for model, c in found.items()} == {
+        "60M": "0.0611",
+        **{model: ours for model, (ours, _) in DEVIATIONS.items()},
+    }
+    for model, (_, closed) in DEVIATIONS.items():
+        shapes = [p.shape for p in meta_model(found[model]["preset"]).parameters()]
+        vectors = sum(shape.numel() for shape in shapes if len(shape) == 1)
+        columns = 2 * shapes[0][-1]  # of embedding and head
+        assert f"{(found[model]['bytes'] - 2 * (vectors + columns)) / GIB:.4f}" == closed
+    (note,) = [below for title, _, below in papers.published_tables(cells) if title.endswith("state in bf16")][:1]
+    assert "S stays in float32" in note
+
+
+def test_numbers_of_sac_are_met_but_for_muon(cells: list[dict[str, Any]]) -> None:
+    found = {(c["method"], c["model"]): c["agreement"] for c in cells if "SAC" in c["table"] and c["printed"]}
+    assert len(found) == 5 + 4 + 5
+    assert {agreement for (method, _), agreement in found.items() if method != "Muon"} == {"equal"}
+    # It gives Muon one buffer for everything; ours has AdamW's two outside of the hidden matrices.
+    assert all(agreement.startswith("+") for (method, _), agreement in found.items() if method == "Muon")
+
+
+def test_lasm_keeps_as_much_as_adamw(cells: list[dict[str, Any]]) -> None:
+    found = {c["method"]: f"{c['counted']:.4f}" for c in cells if "LASM" in c["table"]}
+    assert found == {"AdamW": "0.9992", "LASM": "0.9992"}
+    assert f"{float(found['LASM']):.1f}" == "1.0"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ gradients and optimizer state are exact. What a step allocates for a while is an
 there, and the sizes of all tensors that come and go are recorded.
 """
 
-from steepest.lab.memory.counting import Report, Usage, count, hybrid, meta_model
+from steepest.lab.memory.architectures import meta_model
+from steepest.lab.memory.counting import Report, Usage, count, hybrid
 from steepest.lab.memory.output import by_role, headline, remarks, totals, write
 from steepest.lab.memory.papers import published, published_tables
 

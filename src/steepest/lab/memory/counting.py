@@ -15,8 +15,9 @@ from torch import nn
 
 import steepest
 from steepest.lab import methods, models
-from steepest.lab.config import MethodConfig, override
+from steepest.lab.config import MethodConfig
 from steepest.lab.errors import UserError, unknown
+from steepest.lab.memory.architectures import meta_model
 from steepest.lab.memory.step import carried_out, planned, step_of_steepest, step_of_torch
 from steepest.routing import named_roles
 from steepest.rules import Rule, by_name
@@ -40,21 +41,21 @@ class Usage:
     Attributes:
         name: as it was asked for.
         label: how tables and figures call it.
-        state: optimizer state by role of the parameters, exact.
+        state: optimizer state by role of the parameters, exact; None where it cannot be counted.
         step: estimate of what a step allocates beside it, for a while; None where it cannot be traced.
         note: what qualifies the row; "" for nothing.
     """
 
     name: str
     label: str
-    state: dict[str, int]
+    state: dict[str, int] | None
     step: int | None
     note: str = ""
 
     @property
-    def total(self) -> int:
+    def total(self) -> int | None:
         """Bytes of the state."""
-        return sum(self.state.values())
+        return None if self.state is None else sum(self.state.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,16 +64,18 @@ class Report:
 
     Attributes:
         model: its name, with what was changed.
+        architecture: the class that was built.
         parameters: number of elements of the whole model; tied weights count once.
         tensors: number of different parameters.
         dtypes: names of `DTYPES` by "weights", "gradients" and "states".
         shards: number of processes that share everything evenly.
         weights: bytes by role.
-        gradients: bytes by role.
+        gradients: bytes by role; frozen weights have none.
         methods: in the order asked for.
     """
 
     model: str
+    architecture: str
     parameters: int
     tensors: int
     dtypes: dict[str, str]
@@ -96,7 +99,7 @@ class Report:
     @property
     def units(self) -> tuple[tuple[int, str], tuple[int, str]]:
         """The pair of `UNITS` in which the largest sum reads well."""
-        largest = self.fixed + max((usage.total for usage in self.methods), default=0)
+        largest = self.fixed + max((usage.total or 0 for usage in self.methods), default=0)
         return next((pair for pair in UNITS if largest >= pair[0][0]), UNITS[-1])
 
 
@@ -122,7 +125,8 @@ def count(
             whole, are on every process.
 
     Raises:
-        UserError: an unknown model, method, key or dtype (with the closest names), or a value that does not fit.
+        UserError: an unknown model, method, key or dtype (with the closest names), a value that does not fit, or none
+            of the methods can be counted. One of several that cannot has a row with a note.
     """
     if shards < 1:
         raise UserError(f"shards must be at least 1, got {shards}.")
@@ -144,36 +148,20 @@ def count(
     for parameter, kind in roles.items():
         here = _held(parameter.shape, shards)
         weights[kind] += here * parameter.element_size()
-        gradients[kind] += here * torch_dtype(dtypes["gradients"]).itemsize
+        gradients[kind] += here * torch_dtype(dtypes["gradients"]).itemsize * parameter.requires_grad
     name = model if models.ALIASES.get(model, model) in models.PRESETS else Path(model).resolve().name
     changed = [*changes, *([] if vocabulary is None else [f"vocabulary={vocabulary}"])]
     return Report(
         model=f"{name} ({', '.join(changed)})" if changed else name,
+        architecture=type(network).__name__,
         parameters=sum(parameter.numel() for parameter in roles),
         tensors=len(roles),
         dtypes=dtypes,
         shards=shards,
         weights=dict(weights),
         gradients=dict(gradients),
-        methods=tuple(_usage(name, network, roles, dtypes, shards) for name in names),
+        methods=_usages(names, network, roles, dtypes, shards),
     )
-
-
-def meta_model(model: str, changes: Sequence[str] = (), vocabulary: int | None = None) -> nn.Module:
-    """Build a model on the meta device; arguments and errors are those of `count`."""
-    base = models.inline(model)
-    values = override({}, changes) | ({} if vocabulary is None else {"vocab_size": vocabulary})
-    plain = models.configuration(base)
-    for key in values:
-        if not hasattr(plain, key):
-            raise unknown(f"key of model {model!r}", key, plain.to_dict())
-    try:
-        return models.build({**({"preset": base} if isinstance(base, str) else base), **values}, device="meta")
-    except UserError:
-        raise
-    except Exception as error:  # whatever transformers makes of numbers that do not fit each other
-        given = f" with {values}" if values else ""
-        raise UserError(f"transformers cannot build {model!r}{given}: {' '.join(str(error).split())[:160]}") from error
 
 
 def hybrid(text: str) -> tuple[Rule, dict[str, Rule]]:
@@ -221,9 +209,31 @@ def _held(shape: Sequence[int], shards: int) -> int:
     return -(-shape[0] // shards) * math.prod(shape[1:]) if shape else 1
 
 
+def _usages(
+    names: Sequence[str], network: nn.Module, roles: Mapping[nn.Parameter, str], dtypes: Mapping[str, str], shards: int
+) -> tuple[Usage, ...]:
+    usages, errors = [], []
+    for name in names:
+        try:
+            usages.append(_usage(name, network, roles, dtypes, shards))
+        except UserError as error:
+            errors.append(error)
+            why = str(error).removeprefix(f"{name}: ").rstrip(".")
+            usages.append(Usage(name=name, label=_label(name), state=None, step=None, note=f"not counted: {why}"))
+    if len(errors) == len(names):
+        raise errors[0]
+    return tuple(usages)
+
+
+def _label(name: str) -> str:
+    return name if "=" in name else methods.find(name).label
+
+
 def _usage(
     name: str, network: nn.Module, roles: Mapping[nn.Parameter, str], dtypes: Mapping[str, str], shards: int
 ) -> Usage:
+    if "=" not in name and name not in methods.METHODS:  # a prefix of a method, as `methods.find` has checked
+        return _wrapped(name, network, roles, dtypes, shards)
     try:
         if "=" in name:
             rule, routing = hybrid(name)
@@ -236,20 +246,44 @@ def _usage(
             optimizer = planned(optimizer, None if own else DTYPES[dtypes["states"]])
             step = step_of_steepest(optimizer)
         else:
-            owner = methods.find(name).package or "torch"
             try:
                 step = step_of_torch(optimizer)
             except RuntimeError:  # it looks at numbers, and there are none on the meta device
                 optimizer, roles, step = _measured(name, network)
             if dtypes["states"] != dtypes["weights"]:
-                note = f"{owner}'s own: its state has the dtype of the weights ({dtypes['weights']})"
+                note = f"{_owner(name)}'s own: its state has the dtype of the weights ({dtypes['weights']})"
     except (ValueError, TypeError) as error:
         raise UserError(f"{name}: {error}" if "=" in name else str(error)) from error
     finally:
+        for parameter in network.parameters():
+            parameter.grad = None
+    return Usage(name=name, label=_label(name), state=_state(optimizer, roles, shards), step=step, note=note)
+
+
+def _owner(name: str) -> str:
+    """Whose code a method is."""
+    return methods.find(name).package or "torch"
+
+
+def _wrapped(
+    name: str, network: nn.Module, roles: Mapping[nn.Parameter, str], dtypes: Mapping[str, str], shards: int
+) -> Usage:
+    """A method in a wrapper, "sac+adamw": what the method has, and what the wrapper itself keeps."""
+    base = _usage(name.partition("+")[2], network, roles, dtypes, shards)
+    assert base.state is not None
+    wrapper = methods.build(MethodConfig(name=name), network, _STEPS)
+    state, own = dict(base.state), "SAC keeps plain numbers of layers and blocks, and no tensors"
+    if isinstance(wrapper, steepest.SGG):
+        own = "SGG keeps a byte an element, and the scales of its clusters"
+        for parameter in roles:
+            parameter.grad = torch.empty_like(parameter)
+        for parameter in cast("list[nn.Parameter]", list(wrapper.factors())):
+            scales = wrapper.options["clusters"] * torch.float32.itemsize
+            state[roles[parameter]] += _held(parameter.shape, shards) + scales
         for parameter in roles:
             parameter.grad = None
-    label = name if "=" in name else methods.find(name).label
-    return Usage(name=name, label=label, state=_state(optimizer, roles, shards), step=step, note=note)
+    notes = [f"{own}, beside the state of its base; a step is not estimated", base.note]
+    return Usage(name=name, label=_label(name), state=state, step=None, note="; ".join(filter(None, notes)))
 
 
 def _measured(name: str, network: nn.Module) -> tuple[torch.optim.Optimizer, dict[nn.Parameter, str], None]:
@@ -257,14 +291,17 @@ def _measured(name: str, network: nn.Module) -> tuple[torch.optim.Optimizer, dic
     size = sum(parameter.numel() for parameter in network.parameters())
     if size > _MEASURED:
         raise UserError(
-            f"{name}: {methods.find(name).package} can only be counted by a step in memory, which is done for models "
-            f"of up to {_MEASURED:,} parameters; this one has {size:,}. Choose a smaller model, or leave {name} out."
+            f"{name}: {_owner(name)} can only be counted by a step in memory, which is done for models of up to "
+            f"{_MEASURED:,} parameters; this one has {size:,}. Choose a smaller model, or leave {name} out."
         )
     # Parameters that deepcopy takes in place of its own copies; tied ones stay one.
     taken: dict[int, Any] = {id(p): nn.Parameter(torch.empty_like(p, device="cpu")) for p in network.parameters()}
     real = copy.deepcopy(network, taken)
     optimizer = methods.build(MethodConfig(name=name), real, _STEPS)
-    carried_out(optimizer)
+    try:
+        carried_out(optimizer)
+    except Exception as error:  # whatever a package makes of a model that it does not know
+        raise UserError(f"{name}: a step of {_owner(name)} on this model fails: {error}") from error
     return optimizer, {parameter: role.kind for _, parameter, role in named_roles(real)}, None
 
 

@@ -13,7 +13,7 @@ import torch
 
 from steepest.kernels.device import piece_elements, stack_elements
 from steepest.lab import runs
-from steepest.lab.memory.counting import Report
+from steepest.lab.memory.counting import Report, Usage
 from steepest.lab.memory.papers import published_tables
 from steepest.lab.wording import DASH
 
@@ -25,8 +25,8 @@ def totals(report: Report) -> list[list[str]]:
     (size, unit), (decimal, decimal_unit) = report.units
     rows = [["", f"state, {unit}", decimal_unit, "B/param", f"all, {unit}", f"step ≈ {unit}"]]
 
-    def each(total: int) -> str:
-        return f"{total / report.parameters:.2f}" if report.shards == 1 else DASH
+    def each(total: int | None) -> str:
+        return f"{total / report.parameters:.2f}" if report.shards == 1 and total is not None else DASH
 
     for label, sums in (("weights", report.weights), ("gradients", report.gradients)):
         total = sum(sums.values())
@@ -38,8 +38,8 @@ def totals(report: Report) -> list[list[str]]:
                 _size(usage.total, size),
                 _size(usage.total, decimal),
                 each(usage.total),
-                _size(report.fixed + usage.total, size),
-                DASH if usage.step is None else _size(usage.step, size),
+                _size(_all(report, usage), size),
+                _size(usage.step, size),
             ]
         )
     return rows
@@ -48,13 +48,25 @@ def totals(report: Report) -> list[list[str]]:
 def by_role(report: Report) -> list[list[str]]:
     """Weights, gradients and state by role as rows of text, the titles first."""
     size, unit = report.units[0]
-    lines = [("weights", report.weights), ("gradients", report.gradients)]
+    lines: list[tuple[str, Mapping[str, int] | None]] = [("weights", report.weights), ("gradients", report.gradients)]
     lines += [(usage.label, usage.state) for usage in report.methods]
-    roles = report.roles
-    return [[unit, *roles], *([label, *(_size(sums.get(role, 0), size) for role in roles)] for label, sums in lines)]
+    cells = [[label, *(_size(size_of, size) for size_of in _sizes(sums, report))] for label, sums in lines]
+    return [[unit, *report.roles], *cells]
 
 
-def _size(count: int, unit: int) -> str:
+def _sizes(sums: Mapping[str, int] | None, report: Report) -> list[int | None]:
+    """Bytes by role; None for what was not counted."""
+    return [None if sums is None else sums.get(role, 0) for role in report.roles]
+
+
+def _all(report: Report, usage: Usage) -> int | None:
+    """Weights, gradients and state."""
+    return None if usage.total is None else report.fixed + usage.total
+
+
+def _size(count: int | None, unit: int) -> str:
+    if count is None:
+        return DASH
     return "0" if not count else f"{count / unit:.2f}" if count / unit >= 0.005 else "<0.01"
 
 
@@ -62,7 +74,8 @@ def headline(report: Report) -> str:
     """What was counted, in a line."""
     kinds = [f"{what} {dtype}" for what, dtype in report.dtypes.items()]
     cut = f"; per process, of {report.shards}" if report.shards > 1 else ""
-    return f"{report.model}: {report.parameters:,} parameters in {report.tensors:,} tensors; {', '.join(kinds)}{cut}"
+    what = f"{report.parameters:,} parameters in {report.tensors:,} tensors of {report.architecture}"
+    return f"{report.model}: {what}; {', '.join(kinds)}{cut}"
 
 
 def remarks(report: Report) -> list[str]:
@@ -118,20 +131,20 @@ def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def csv_table(report: Report) -> str:
-    """Exact bytes: a row per method."""
+    """Exact bytes: a row per method. An empty cell is what was not counted."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     titles = ["method", "weights", "gradients", *(f"state {role}" for role in report.roles), "state", "step (estimate)"]
     writer.writerow([*titles[:-1], "weights, gradients and state", titles[-1]])
     fixed = [sum(report.weights.values()), sum(report.gradients.values())]
     for usage in report.methods:
-        sums = [*(usage.state.get(role, 0) for role in report.roles), usage.total, report.fixed + usage.total]
-        writer.writerow([usage.name, *fixed, *sums, "" if usage.step is None else usage.step])
+        sums = [*_sizes(usage.state, report), usage.total, _all(report, usage)]
+        writer.writerow([usage.name, *fixed, *sums, usage.step])  # None is an empty cell
     return file.getvalue()
 
 
 def draw(report: Report, path: Path) -> None:
-    """Draw a bar per method as SVG: weights, gradients, state by role, and the estimate of a step."""
+    """Draw a bar per method that was counted as SVG: weights, gradients, state by role, and the estimate of a step."""
     import matplotlib as mpl
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -141,7 +154,8 @@ def draw(report: Report, path: Path) -> None:
     from steepest.lab.series import ROLE_PALETTE
 
     (size, unit), (decimal, decimal_unit) = report.units
-    places = np.arange(len(report.methods))
+    counted = [usage for usage in report.methods if usage.state is not None]
+    places = np.arange(len(counted))
     # (label, colour, hatch, bytes of each method)
     segments: list[tuple[str, str, str, list[int]]] = [
         (what, color, "", [sum(sums.values())] * len(places))
@@ -149,8 +163,8 @@ def draw(report: Report, path: Path) -> None:
     ]
     for i, role in enumerate(report.roles):
         color = ROLE_PALETTE[i % len(ROLE_PALETTE)][0]
-        segments.append((f"state: {role}", color, "", [usage.state.get(role, 0) for usage in report.methods]))
-    segments.append(("a step (estimate)", "white", "////", [usage.step or 0 for usage in report.methods]))
+        segments.append((f"state: {role}", color, "", [(usage.state or {}).get(role, 0) for usage in counted]))
+    segments.append(("a step (estimate)", "white", "////", [usage.step or 0 for usage in counted]))
     with mpl.rc_context({**STYLE, "hatch.color": "#9aa1ab", "hatch.linewidth": 0.8}):
         figure = Figure(figsize=(8.6, 1.9 + 0.4 * len(places)), layout="constrained")
         FigureCanvasAgg(figure)
@@ -166,11 +180,11 @@ def draw(report: Report, path: Path) -> None:
             }
             ax.barh(places, width, left=left, height=0.62, label=label, **style)
             left += width
-        for place, usage, end in zip(places, report.methods, left, strict=True):
-            text = f"{(report.fixed + usage.total) / size:.2f} {unit}, state {usage.total / size:.2f}"
+        for place, usage, end in zip(places, counted, left, strict=True):
+            text = f"{_size(_all(report, usage), size)} {unit}, state {_size(usage.total, size)}"
             ax.annotate(text, (end, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
         ax.set_xlim(0, 1.26 * max(left))
-        ax.set_yticks(places, [usage.label.replace("+", "\n+") for usage in report.methods])
+        ax.set_yticks(places, [usage.label.replace("+", "\n+") for usage in counted])
         ax.invert_yaxis()
         ax.grid(axis="y", visible=False)
         each = f", per process of {report.shards}" if report.shards > 1 else ""
