@@ -28,7 +28,7 @@ def run(work: Callable[[int], Any], folder: Path) -> list[Any]:
         while not context.join(timeout=1.0):
             if time.monotonic() > end:
                 pytest.fail(f"the processes did not end within {TIMEOUT:.0f} s")
-    except torch.multiprocessing.ProcessException:
+    except torch.multiprocessing.spawn.ProcessException:
         errors = "\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("error-*.txt")))
         pytest.fail(f"a process failed:\n{errors}")
     finally:

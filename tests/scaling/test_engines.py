@@ -166,7 +166,7 @@ def test_no_gradients_and_bad_ones(name):
 
 
 def test_bad_names():
-    with pytest.raises(ValueError, match="unknown engine 'gpu'; choose from 'device', 'hybrid', 'cpu'"):
+    with pytest.raises(ValueError, match="statistics: unknown engine 'gpu'; did you mean 'cpu'"):
         Engine("gpu", Measure())
     with pytest.raises(ValueError, match="estimator='exact' makes none: choose engine='device'"):
         Engine("hybrid", Measure(estimator="exact"))

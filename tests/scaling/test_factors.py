@@ -213,14 +213,14 @@ def test_some_statistics_cannot_be_normalized(statistic):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gamma": 1.5}, r"gamma must be in \[0, 1\], got 1.5"),
+        ({"gamma": 1.5}, r"equations: gamma must be a number in \[0, 1\], got 1.5"),
         ({"gamma": math.nan}, "gamma must be"),
-        ({"beta": -0.1}, "beta must be finite and not negative"),
-        ({"rho": 0.0}, r"rho must be in \(0, 1\], got 0.0"),
+        ({"beta": -0.1}, "beta must be a finite number >= 0"),
+        ({"rho": 0.0}, r"rho must be a number in \(0, 1\], got 0.0"),
         ({"eps": -1.0}, "eps must be"),
-        ({"bounds": (2.0, 1.0)}, r"bounds must be \(lowest, highest\)"),
+        ({"bounds": (2.0, 1.0)}, r"bounds are reversed: \(2.0, 1.0\)"),
         ({"bounds": (0.0, 1.0)}, "bounds must be"),
-        ({"factors": {"row"}}, "unknown factor 'row'; choose from 'layer'"),
+        ({"factors": {"row"}}, "unknown factors 'row'; did you mean 'group'"),
     ],
 )
 def test_bad_options(options, message):
@@ -233,11 +233,11 @@ def test_bad_options(options, message):
 
 
 def test_bad_names_and_numbers():
-    with pytest.raises(ValueError, match="unknown granularity 'B'; choose from"):
+    with pytest.raises(ValueError, match=r"SAC: unknown granularity 'B'; did you mean 'P\+B'"):
         granularity("B")
-    with pytest.raises(ValueError, match="gaussian must be finite and positive"):
+    with pytest.raises(ValueError, match="gaussian must be a finite number > 0"):
         algorithm1(golden(block_scale="mad"), gaussian=0.0)
     with pytest.raises(ValueError, match="measured with a block_scale"):
         algorithm1(golden())
-    with pytest.raises(ValueError, match="unknown block_scale or statistic"):
+    with pytest.raises(ValueError, match="unknown statistic 'mode'"):
         gaussian_score("mode")

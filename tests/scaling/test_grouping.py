@@ -164,7 +164,7 @@ def test_names_that_say_nothing_have_rows():
     assert cut("attn.conv", (8, 1, 3), View(flatten=True)) == Groups((0,))
     assert cut("up", (3, 5, 7), View(batch=True, transposed=True)) == Groups((0, 2))
     member = Member(name="w", parameter=nn.Parameter(torch.empty(2, 2)), role_kind="", host="w", view=View())
-    with pytest.raises(ValueError, match="by must be 'heads', 'rows' or 'columns', got 'row'"):
+    with pytest.raises(ValueError, match="unknown by 'row'; did you mean 'rows'"):
         groups_of(member, by="row")
 
 

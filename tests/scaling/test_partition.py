@@ -605,7 +605,7 @@ def test_bad_sources():
     with pytest.raises(ValueError, match="can be scaled: frozen"):
         partition(two_layers().requires_grad_(False))
     for option in ("embedding", "head", "router"):
-        with pytest.raises(ValueError, match=f"{option} must be 'scale' or 'exclude', got True"):
+        with pytest.raises(ValueError, match=f"partition: unknown {option} True; known: exclude, scale"):
             partition(model, **{option: True})
 
 

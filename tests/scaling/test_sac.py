@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import math
 import warnings
@@ -269,6 +270,28 @@ def test_non_finite_gradients_change_no_factor_and_warn_once(bad):
     assert optimizer.own_state()["step"] == 3
     of.run(optimizer, 3)
     assert optimizer.scales != before[0]
+
+
+@pytest.mark.parametrize(("estimator", "noticed"), [("sample", 1), ("histogram", 3), ("exact", 3)])
+def test_what_is_not_finite_outside_of_the_sample_goes_unnoticed(estimator, noticed):
+    """Of a matrix of 48 elements "sample" reads 16, a third."""
+
+    def scales_and_warnings(bad: int | None):
+        of = toys.problem(steps=1)
+        if bad is not None:
+            of.gradients[0]["layers.1.mlp.weight"].view(-1)[bad] = math.nan
+        optimizer = toys.sac(torch.optim.SGD(of.params.values(), lr=0.0), of, estimator=estimator, samples=16)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            of.run(optimizer)
+        return optimizer.scales, len(caught)
+
+    clean, _ = scales_and_warnings(None)
+    assert len(set(clean.values())) > 3
+    found = [scales_and_warnings(bad) for bad in (3, 20, 40)]
+    assert sum(warned for _, warned in found) == noticed
+    for scales, warned in found:
+        assert scales == (dict.fromkeys(clean, 1.0) if warned else clean)
 
 
 def test_a_step_that_the_base_refuses_leaves_no_trace():
@@ -644,28 +667,39 @@ def test_an_optimizer_of_part_of_the_model():
 BAD = [
     ({"mode": "equation"}, ValueError, "unknown mode 'equation'; did you mean 'equations'"),
     ({"statistic": "madd"}, ValueError, "unknown statistic 'madd'; did you mean 'mad'"),
-    ({"engine": "gpu"}, ValueError, "unknown engine 'gpu'"),
-    ({"estimator": "sampled"}, ValueError, "unknown estimator 'sampled'"),
-    ({"aggregate": "mean"}, ValueError, "unknown aggregate 'mean'"),
-    ({"granularity": "L+B"}, ValueError, "unknown granularity 'L.B'"),
+    ({"engine": "gpu"}, ValueError, "SAC: unknown engine 'gpu'; did you mean 'cpu'"),
+    ({"estimator": "sampled"}, ValueError, "SAC: unknown estimator 'sampled'; did you mean 'sample'"),
+    ({"aggregate": "mean"}, ValueError, "SAC: unknown aggregate 'mean'; did you mean 'block_mean'"),
+    ({"centre": "medain"}, ValueError, "SAC: unknown centre 'medain'; did you mean 'median'"),
+    ({"granularity": "L+B"}, ValueError, r"SAC: unknown granularity 'L\+B'; did you mean 'P\+L\+B'"),
+    ({"granularity": ["P+L"]}, ValueError, r"SAC: unknown granularity \['P\+L'\]"),
+    ({"mode": ["equations"]}, ValueError, r"SAC: unknown mode \['equations'\]; did you mean 'equations'"),
     ({"granularity": "P+B", "factors": ["block"]}, TypeError, "factors or granularity, not both"),
     ({"factors": ("layers",)}, ValueError, "unknown factors 'layers'; did you mean 'layer'"),
+    ({"factors": 2}, ValueError, "SAC: factors must be some of 'layer', 'block', 'group', got 2"),
+    ({"factors": [["layer"]]}, ValueError, r"SAC: unknown factors \['layer'\]; did you mean 'layer'"),
+    ({"gama": 0.5}, TypeError, "SAC has no option 'gama'; did you mean 'gamma'"),
     ({"gamma": 1.5}, ValueError, r"gamma must be a number in \[0, 1\], got 1.5"),
     ({"gamma": "half"}, ValueError, "gamma must be a number"),
-    ({"beta": -1.0}, ValueError, "beta must be a number >= 0, got -1.0"),
+    ({"beta": -1.0}, ValueError, "SAC: beta must be a finite number >= 0, got -1.0"),
+    ({"beta": math.inf}, ValueError, "SAC: beta must be a finite number >= 0, got inf"),
     ({"rho": 0.0}, ValueError, r"rho must be a number in \(0, 1\], got 0.0"),
-    ({"rho": 1.1}, ValueError, r"rho must be a number in \[0, 1\]"),
-    ({"eps": -1e-12}, ValueError, "eps must be a number >= 0"),
+    ({"rho": 2}, ValueError, r"SAC: rho must be a number in \(0, 1\], got 2"),
+    ({"eps": -1e-12}, ValueError, "SAC: eps must be a finite number >= 0"),
     ({"interval": 0}, ValueError, "interval must be a whole number >= 1, got 0"),
     ({"interval": 2.5}, ValueError, "interval must be a whole number"),
     ({"bounds": (10.0, 0.1)}, ValueError, r"bounds are reversed: \(10.0, 0.1\); give \(0.1, 10\)"),
-    ({"bounds": (0.0, 1.0)}, ValueError, "the smaller of bounds must be > 0"),
+    ({"bounds": (0.0, 1.0)}, ValueError, r"SAC: bounds must be a pair .* of finite numbers > 0, got \(0.0, 1.0\)"),
+    ({"bounds": (0.5, math.inf)}, ValueError, r"finite numbers > 0, got \(0.5, inf\); bounds=None is for no bounds"),
+    ({"bounds": (True, 2.0)}, ValueError, r"bounds must be a pair .*got \(True, 2.0\)"),
     ({"bounds": 0.1}, ValueError, "bounds must be a pair"),
+    ({"group_bounds": None}, ValueError, "SAC: group_bounds must be a pair .*, got None$"),
     ({"group_bounds": (2.0, 0.5)}, ValueError, "group_bounds are reversed"),
     ({"group_beta": -1.0}, ValueError, "group_beta"),
     ({"group_by": "head"}, ValueError, "unknown group_by 'head'; did you mean 'heads'"),
     ({"embedding": "nonzero"}, ValueError, "unknown embedding 'nonzero'; did you mean 'nonzero_rows'"),
-    ({"head": "no"}, ValueError, "head must be"),
+    ({"head": "exlude"}, ValueError, "SAC: unknown head 'exlude'; did you mean 'exclude'"),
+    ({"router": True}, ValueError, "SAC: unknown router True; known: exclude, scale"),
     ({"scope": "hiden"}, ValueError, "unknown scope 'hiden'"),
     (
         {"mode": "algorithm1", "gamma": 1.0},
@@ -674,18 +708,27 @@ BAD = [
     ),
     ({"block_scale": "mad"}, TypeError, "the mode 'equations' has no option 'block_scale'"),
     ({"mode": "algorithm1", "normalize_block": True, "statistic": "maximum"}, ValueError, "normalize_block"),
+    (
+        {"mode": "algorithm1", "normalize_block": "yes"},
+        ValueError,
+        "SAC: normalize_block must be True or False, got '",
+    ),
+    ({"mode": "algorithm1", "normalize_block": 1}, ValueError, "SAC: normalize_block must be True or False, got 1"),
+    ({"mode": "algorithm1", "block_scale": None}, ValueError, "SAC: unknown block_scale None; known: mad, mad_of"),
+    ({"scale_weight_decay": "x"}, ValueError, "SAC: scale_weight_decay must be True or False, got 'x'"),
     ({"scales": {(0, "mlp"): 2.0}}, TypeError, "no option 'scales'"),
     ({"mode": "constant", "scales": {(0, "mpl"): 2.0}}, ValueError, r"no block \(0, 'mpl'\) .* mean .*\(0, 'mlp'\)"),
-    ({"mode": "constant", "scales": {(0, "mlp"): 0.0}}, ValueError, "must be > 0"),
+    ({"mode": "constant", "scales": {(0, "mlp"): 0.0}}, ValueError, r"scales\[\(0, 'mlp'\)\] must be .* > 0, got 0.0"),
+    ({"mode": "constant", "scales": [1]}, ValueError, r"SAC: scales must be a mapping .* or None, got \[1\]"),
     ({"apply": "gradients"}, ValueError, "never scales gradients"),
-    ({"samples": 1}, ValueError, "samples must be a whole number >= 16, got 1"),
+    ({"samples": 1}, ValueError, "SAC: samples must be a whole number >= 16, got 1"),
     ({"samples": 4096.0}, ValueError, "samples must be a whole number >= 16, got 4096.0"),
-    ({"seed": -1}, ValueError, "seed must be a whole number >= 0, got -1"),
+    ({"seed": -1}, ValueError, "SAC: seed must be a whole number >= 0, got -1"),
     ({"seed": 0.5}, ValueError, "seed must be a whole number >= 0, got 0.5"),
     ({"seed": 2**32}, ValueError, "seed must be below 2\\*\\*32, got 4294967296"),
-    ({"wait": 1}, ValueError, "wait must be True or False, got 1"),
+    ({"wait": 1}, ValueError, "SAC: wait must be True or False, got 1"),
     ({"wait": "no"}, ValueError, "wait must be True or False, got 'no'"),
-    ({"engine": "hybrid", "estimator": "exact"}, ValueError, "engine='hybrid'"),
+    ({"engine": "hybrid", "estimator": "exact"}, ValueError, "SAC: engine='hybrid'"),
 ]
 
 
@@ -693,9 +736,28 @@ BAD = [
 def test_bad_options(options, error, message):
     model = toys.Net()
     base = torch.optim.AdamW(model.parameters(), lr=0.01)
+    before = cases.snapshot(base), [dict(group) for group in base.param_groups]
     with pytest.raises(error, match=message):
         steepest.SAC(base, model, **options)
+    assert [dict(group) for group in base.param_groups] == before[1]
+    cases.assert_same(cases.snapshot(base), before[0])
     base.step()  # not closed
+
+
+@pytest.mark.parametrize("wrapper", [steepest.SAC, steepest.SGG])
+@pytest.mark.parametrize("thing", [None, 3])
+def test_what_is_no_model(wrapper, thing):
+    base = torch.optim.AdamW(toys.Net().parameters(), lr=0.01)
+    message = f"{wrapper.__name__}: model must be the module whose parameters the optimizer has, .* got {thing}; e"
+    with pytest.raises(TypeError, match=message):
+        wrapper(base, thing)
+    base.step()  # not closed
+
+
+def test_options_that_are_checked_by_name_show_in_the_signature():
+    shown = inspect.signature(steepest.SAC).parameters
+    assert list(shown)[:3] == ["base", "model", "mode"]
+    assert all(p.kind is not p.VAR_KEYWORD for p in shown.values())
 
 
 def test_what_is_no_optimizer():

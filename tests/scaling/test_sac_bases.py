@@ -350,3 +350,48 @@ def test_a_soft_rule_fits_over_whole_groups():
     with pytest.raises(ValueError, match=r"pool='group' .* SoftSignum .* use apply='update'"):
         steepest.SAC(base, model, apply="rates")
     assert steepest.SAC(base, model).apply == "update"
+
+
+def of_gsam(params):
+    base = torch.optim.SGD(params, lr=LR)
+    rate = torch.optim.lr_scheduler.ConstantLR(base)
+    rho = pytorch_optimizer.ProportionScheduler(rate, max_lr=LR, max_value=0.1)
+    return pytorch_optimizer.GSAM(params, base, nn.Linear(2, 2), rho)
+
+
+ASKING = {
+    **{
+        name: lambda params, name=name: getattr(pytorch_optimizer, name)(params, torch.optim.SGD, lr=LR)
+        for name in ("SAM", "FriendlySAM", "LookSAM")
+    },
+    "WSAM": lambda params: pytorch_optimizer.WSAM(nn.Linear(2, 2), params, torch.optim.SGD, lr=LR),
+    "BSAM": lambda params: pytorch_optimizer.BSAM(params, num_data=4),
+    "GSAM": of_gsam,
+    "AliG": lambda params: pytorch_optimizer.AliG(params, max_lr=LR),
+    "LBFGS": lambda params: torch.optim.LBFGS(params, lr=LR),
+}
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_a_base_that_asks_the_closure_itself_is_refused(name):
+    """Also where it has a closure=None in its signature, for which it then raises."""
+    of = toys.problem()
+    params = list(of.params.values())
+    base = ASKING[name](params)
+    with pytest.raises(
+        TypeError, match=f"SAC cannot wrap {name}: {name} evaluates the closure itself, .*such as AdamW"
+    ):
+        toys.sac(base, of)
+    assert not base._optimizer_step_pre_hooks  # not closed
+    around = pytorch_optimizer.Lookahead(ASKING[name](params))
+    with pytest.raises(TypeError, match=f"SAC cannot wrap Lookahead with a {name} inside: {name} evaluates"):
+        toys.sac(around, of)
+
+
+def test_what_inherits_from_such_a_base_is_refused():
+    class Mine(pytorch_optimizer.SAM):
+        pass
+
+    of = toys.problem()
+    with pytest.raises(TypeError, match="SAC cannot wrap Mine: Mine evaluates the closure"):
+        toys.sac(Mine(of.params.values(), torch.optim.SGD, lr=LR), of)

@@ -419,7 +419,7 @@ def test_a_hundred_thousand_small_tensors():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"statistic": "mode"}, "unknown statistic 'mode'; choose from 'mad'"),
+        ({"statistic": "mode"}, "statistics: unknown statistic 'mode'; did you mean 'mad'"),
         ({"centre": "zero"}, "unknown centre"),
         ({"aggregate": "sum"}, "unknown aggregate"),
         ({"estimator": "sort"}, "unknown estimator"),

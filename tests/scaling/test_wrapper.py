@@ -599,6 +599,8 @@ def test_a_base_is_wrapped_once_and_a_refused_wrapper_leaves_it_free():
         toys.Fixed(base, of, {}, apply="rate")
     with pytest.raises(ValueError, match="unknown weight_decay 'copled'"):
         toys.Fixed(base, of, {}, weight_decay="copled")
+    with pytest.raises(ValueError, match="Fixed: scale_weight_decay must be True or False, got 1"):
+        toys.Fixed(base, of, {}, scale_weight_decay=1)
     with pytest.raises(ValueError, match=r"never scales gradients: .* cancel"):
         toys.Fixed(base, of, {}, apply="gradients")
     base.step()
@@ -658,7 +660,7 @@ def test_what_is_no_base():
     for thing in (None, torch.optim.AdamW, of.params):
         with pytest.raises(TypeError, match=r"Fixed wraps a torch optimizer, e\.g\. Fixed\(torch"):
             toys.Fixed(thing, of, {})
-    with pytest.raises(TypeError, match=r"cannot wrap LBFGS: it evaluates the closure several times"):
+    with pytest.raises(TypeError, match=r"Fixed cannot wrap LBFGS: LBFGS evaluates the closure itself"):
         toys.Fixed(torch.optim.LBFGS(of.params.values()), of, {})
 
 

@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 
 from steepest import sharding
+from steepest.rules.base import check_choice
 from steepest.scaling import sampling
+from steepest.scaling.checks import check_flag
 from steepest.scaling.places import Key
 from steepest.scaling.statistics import Measure, Numbers, Packed
 from steepest.scaling.summaries import Points, summarize_blocks
@@ -45,15 +47,13 @@ class Engine:
     """
 
     def __init__(self, name: str, measure: Measure, *, wait: bool = False) -> None:
-        if name not in ENGINES:
-            raise ValueError(f"unknown engine {name!r}; choose from {', '.join(map(repr, ENGINES))}")
+        check_choice(measure.owner, "engine", name, ENGINES)
+        check_flag(measure.owner, "wait", wait)
         if name == "hybrid" and measure.estimator == "exact":
             raise ValueError(
-                "engine='hybrid' sends summaries to the host, and estimator='exact' makes none: choose engine='device' "
-                "or 'cpu', or estimator='histogram'"
+                f"{measure.owner}: engine='hybrid' sends summaries to the host, and estimator='exact' makes none: "
+                "choose engine='device' or 'cpu', or estimator='histogram'"
             )
-        if not isinstance(wait, bool):
-            raise ValueError(f"wait must be True or False, got {wait!r}")
         self.name = name
         self.measure = measure
         self.delay = 0 if wait or name == "device" else 1

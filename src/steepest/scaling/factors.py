@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from steepest.rules.base import check_choice
+from steepest.scaling.checks import check_bounds, check_number
 from steepest.scaling.places import Key
 from steepest.scaling.statistics import BLOCK_SCALES, CONSISTENT, STATISTICS, Numbers, PoolNumbers
 
@@ -82,11 +84,11 @@ def equations(
     Raises:
         ValueError: an argument is out of its range.
     """
-    _check_range("gamma", gamma, 0.0 <= gamma <= 1.0, "in [0, 1]")
-    _check_range("beta", beta, 0.0 <= beta < math.inf, "finite and not negative")
-    _check_range("rho", rho, 0.0 < rho <= 1.0, "in (0, 1]")
-    _check_range("eps", eps, 0.0 <= eps < math.inf, "finite and not negative")
-    _check(bounds, factors)
+    check_number("equations", "gamma", gamma, 0.0, 1.0)
+    check_number("equations", "beta", beta, 0.0)
+    check_number("equations", "rho", rho, 0.0, 1.0, open_low=True)
+    check_number("equations", "eps", eps, 0.0)
+    _check("equations", bounds, factors)
     remembered = dict(memory or {})
     measured = _measured(numbers)
     layers: dict[int, float] = {}
@@ -129,8 +131,8 @@ def algorithm1(
     Raises:
         ValueError: an argument is out of its range, or the numbers were measured without a ``block_scale``.
     """
-    _check(bounds, factors)
-    _check_range("gaussian", gaussian, 0.0 < gaussian < math.inf, "finite and positive")
+    _check("algorithm1", bounds, factors)
+    check_number("algorithm1", "gaussian", gaussian, 0.0, open_low=True)
     layers: dict[int, float] = {}
     blocks: dict[Key, float] = {}
     for layer, keys in _measured(numbers).items():
@@ -150,8 +152,7 @@ def granularity(name: str) -> frozenset[str]:
     Raises:
         ValueError: there is no such row.
     """
-    if name not in GRANULARITIES:
-        raise ValueError(f"unknown granularity {name!r}; choose from {', '.join(map(repr, GRANULARITIES))}")
+    check_choice("SAC", "granularity", name, tuple(GRANULARITIES))
     return GRANULARITIES[name]
 
 
@@ -177,14 +178,17 @@ def gaussian_score(statistic: str = "mad", block_scale: str = "mad") -> float:
         "std": 1.0,
         "rms": 1.0,
     }
-    if block_scale not in BLOCK_SCALES or statistic not in STATISTICS:
-        raise ValueError(f"unknown block_scale or statistic: {block_scale!r}, {statistic!r}")
+    check_choice("gaussian_score", "block_scale", block_scale, BLOCK_SCALES)
+    check_choice("gaussian_score", "statistic", statistic, STATISTICS)
     if block_scale == "mad_of_distances":
         scale = 0.3990915958297283  # median ||z| - 0.6745|
     elif statistic in known:
         scale = known[statistic]
     else:
-        raise ValueError(f"normalize_block needs a statistic with a value for all Gaussian numbers, not {statistic!r}")
+        raise ValueError(
+            f"SAC: normalize_block needs a statistic with a value for all Gaussian numbers, not {statistic!r}; choose "
+            f"from {', '.join(map(repr, known))}"
+        )
     return float(np.log1p(z / scale) @ weight)
 
 
@@ -222,14 +226,7 @@ def _scales(
     return {key: min(max(layers[key[0]] * block, low), high) for key, block in blocks.items()}
 
 
-def _check(bounds: tuple[float, float] | None, factors: Collection[str]) -> None:
-    if bounds is not None:
-        _check_range("bounds", bounds, 0.0 < bounds[0] <= bounds[1], "(lowest, highest) with 0 < lowest <= highest")
+def _check(owner: str, bounds: tuple[float, float] | None, factors: Collection[str]) -> None:
+    check_bounds(owner, "bounds", bounds, optional=True)
     for name in factors:
-        if name not in FACTORS:
-            raise ValueError(f"unknown factor {name!r}; choose from {', '.join(map(repr, FACTORS))}")
-
-
-def _check_range(name: str, value: object, good: bool, wanted: str) -> None:
-    if not good:
-        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+        check_choice(owner, "factors", name, FACTORS)

@@ -22,7 +22,10 @@ from torch import Tensor
 
 from steepest import sharding
 from steepest.routing.views import View
+from steepest.rules.base import check_choice
 from steepest.scaling.partition import Member
+
+GROUPS = ("heads", "rows", "columns")
 
 _SUFFIX = r"(_?proj|_lin|_linear)?(_weight)?$"
 _QUERY = re.compile(rf"^(to_)?(q|query|q_b){_SUFFIX}")
@@ -71,8 +74,7 @@ def groups_of(member: Member, by: Literal["heads", "rows", "columns"] = "heads")
     Raises:
         ValueError: another ``by``.
     """
-    if by not in ("heads", "rows", "columns"):
-        raise ValueError(f"by must be 'heads', 'rows' or 'columns', got {by!r}")
+    check_choice("groups_of", "by", by, GROUPS)
     shape = tuple(member.parameter.shape)
     *outer, out, into = _axes(member.view, shape)
     if by == "heads" and not outer:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from steepest.routing.report import ranges
 from steepest.routing.views import View
+from steepest.rules.base import check_choice
 from steepest.scaling.places import MAPPING_HELP, BlockMapping, Key, Known, by_mapping, by_roles, of_model, of_names
 
 Kind = Literal["hidden", "tokenizer", "head", "other"]
@@ -201,9 +202,7 @@ def partition(
         TypeError: something that is no mapping, or a place that is no (layer, block).
     """
     policies = {"embedding": embedding, "head": head, "router": router}
-    for option, value in policies.items():
-        if value not in ("scale", "exclude"):
-            raise ValueError(f"{option} must be 'scale' or 'exclude', got {value!r}")
+    check_policies("partition", policies)
     tensors = _tensors(model_or_named_parameters, mapping)
     excluded = {option for option, policy in policies.items() if policy == "exclude"}
     by_role, others = by_roles(tensors)
@@ -233,11 +232,17 @@ def partition(
     return found
 
 
+def check_policies(owner: str, policies: Mapping[str, str]) -> None:
+    """Refuse anything but "scale" and "exclude" as ``embedding``, ``head`` or ``router``."""
+    for option, value in policies.items():
+        check_choice(owner, option, value, ("scale", "exclude"))
+
+
 def _tensors(source: nn.Module | Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], mapping: object) -> list[Known]:
     if not isinstance(source, nn.Module) and mapping is None:
         raise ValueError(
-            "parameters without a model need mapping=: a name alone does not say what a parameter is; pass the model, "
-            f"or {MAPPING_HELP}"
+            "parameters without a model need mapping= (partition= of SAC and SGG): a name alone does not say what a "
+            f"parameter is; pass the model, or {MAPPING_HELP}"
         )
     tensors = list(of_model(source) if isinstance(source, nn.Module) else of_names(source))
     if not tensors:

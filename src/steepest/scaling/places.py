@@ -188,7 +188,7 @@ def by_mapping(tensors: Sequence[Known], mapping: Any) -> list[Key | str | None]
     elif isinstance(mapping, Sequence) and not isinstance(mapping, (str, bytes)) and mapping:
         places = _by_table(tensors, mapping)
     else:
-        raise TypeError(f"mapping must be {MAPPING_HELP}; got {_short(mapping)}")
+        raise TypeError(f"mapping must be {MAPPING_HELP} (so must partition of SAC and SGG); got {_short(mapping)}")
     for tensor, place in zip(tensors, places, strict=True):
         if tensor.role is not None and tensor.role.kind == "unknown" and place is None and not tensor.no_matrix:
             fits_nothing = unknown_message(tensor.name, tensor.parameter).partition("; claim it")[0]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from steepest.engine.fitting import listed
-from steepest.scaling.partition import Member, Partition, partition
+from steepest.scaling.partition import Member, Partition, check_policies, partition
 from steepest.scaling.places import BlockMapping, Key
 
 
@@ -30,11 +30,23 @@ class Recipe:
     @classmethod
     def of(
         cls,
+        wrapper: str,
         model: nn.Module | Iterable[tuple[str, Tensor]],
         given: Partition | BlockMapping | None,
         policies: Mapping[str, Any],
     ) -> Recipe:
-        """With pairs that can be read again."""
+        """With pairs that can be read again.
+
+        Raises:
+            TypeError: the model is neither a module nor something to go through.
+            ValueError: an unknown policy.
+        """
+        if not isinstance(model, (nn.Module, Iterable)):
+            raise TypeError(
+                f"{wrapper}: model must be the module whose parameters the optimizer has, or (name, parameter) pairs "
+                f"with partition=, got {model!r:.80}; e.g. {wrapper}(optimizer, model)"
+            )
+        check_policies(wrapper, policies)
         return cls(model if isinstance(model, (nn.Module, Mapping)) else list(model), given, policies)
 
     def make(self) -> Partition:

@@ -16,14 +16,15 @@ from steepest.engine.fitting import listed
 from steepest.rules.base import check_choice
 from steepest.scaling import factors as formulas
 from steepest.scaling.applying import Factor
-from steepest.scaling.engines import ENGINES, Engine
+from steepest.scaling.checks import known_options
+from steepest.scaling.engines import Engine
 from steepest.scaling.factors import Factors
 from steepest.scaling.grouping import broadcast, group_factors, group_rms, groups_of
 from steepest.scaling.partition import Partition
 from steepest.scaling.places import BlockMapping, Key
 from steepest.scaling.placing import Recipe, placed
 from steepest.scaling.settings import OF_THE_MODE, check_settings, constant_scales, settings, used_factors
-from steepest.scaling.statistics import STATISTICS, Measure, Numbers
+from steepest.scaling.statistics import Measure, Numbers
 from steepest.scaling.wrapper import Apply, WeightDecay, Wrapper, check_base
 
 
@@ -122,17 +123,25 @@ class SAC(Wrapper):
             elsewhere.
         apply, weight_decay, scale_weight_decay: see ``Wrapper``.
 
-    A block without gradients keeps its last factor, however long. When a gradient is not finite, all factors stay what
-    they are; this warns once ("sample" sees what it reads). Frozen parameters take part from the first statistics step
-    after they are unfrozen.
+    A block without gradients keeps its last factor, however long. Frozen parameters take part from the first statistics
+    step after they are unfrozen.
+
+    When an element that the statistics read is not finite, all factors stay what they are; this warns once.
+    "histogram" and "exact" read every element. "sample" reads a sample, and what is not finite outside of it goes
+    unnoticed: the factors are made from the sample as ever, so they stay finite and within the bounds, and the base
+    gets the gradient as it is. A look at all elements is left out for its price, 0.30 of a step of AdamW at each
+    statistics step (124M parameters, 2 CPU cores) beside 0.19 for the statistics; where it is wanted,
+    ``clip_grad_norm_(..., error_if_nonfinite=True)`` before the step is one.
 
     Raises:
-        TypeError: the base is no optimizer or needs a closure, or an option that the mode does not have.
+        TypeError: the base is no optimizer or needs a closure, an option that SAC or the mode does not have,
+            or a model that is none.
         ValueError: an option is unknown or out of range, or parameters of the optimizer are not of the model.
     """
 
     key: ClassVar[str] = "sac"
 
+    @known_options
     def __init__(
         self,
         base: torch.optim.Optimizer,
@@ -172,27 +181,18 @@ class SAC(Wrapper):
     ) -> None:
         check_base("SAC", base, self.key)
         own: dict[str, Any] = {
-            "gamma": gamma,
-            "beta": beta,
-            "rho": rho,
-            "interval": interval,
-            "bounds": bounds,
-            "eps": eps,
-        }
-        own |= {"block_scale": block_scale, "normalize_block": normalize_block, "scales": scales}
+            "gamma": gamma, "beta": beta, "rho": rho, "interval": interval, "bounds": bounds, "eps": eps,
+            "block_scale": block_scale, "normalize_block": normalize_block, "scales": scales,
+        }  # fmt: skip
         self.mode = mode
         self.formula, self.options = settings(mode, own)
         self.used = used_factors(factors, granularity)
         self.grouping = (group_by, group_beta, group_bounds)
         check_settings(self.options, self.grouping)
-        check_choice("SAC", "statistic", statistic, STATISTICS)
-        normal = self.options.get("normalize_block")
-        self._gaussian = formulas.gaussian_score(statistic, self.options["block_scale"]) if normal else 1.0
-        check_choice("SAC", "engine", engine, ENGINES)
         check_choice("SAC", "embedding", embedding, ("nonzero_rows", "raw", "exclude"))
         check_choice("SAC", "scope", scope, ("hidden", "all"))
         policies = {"embedding": "exclude" if embedding == "exclude" else "scale", "head": head, "router": router}
-        self._recipe = Recipe.of(model, partition, policies)
+        self._recipe = Recipe.of("SAC", model, partition, policies)
         self._measure = Measure(
             statistic=statistic,
             centre=centre,
@@ -201,7 +201,10 @@ class SAC(Wrapper):
             estimator=estimator,
             samples=samples,
             seed=seed,
+            owner="SAC",
         )
+        normal = self.options.get("normalize_block")
+        self._gaussian = formulas.gaussian_score(statistic, self.options["block_scale"]) if normal else 1.0
         self._embedding, self._scope = embedding, scope
         self._engine_name, self._wait = engine, wait
         self._engine = Engine(engine, self._measure, wait=wait)
@@ -440,11 +443,8 @@ class SAC(Wrapper):
         self._engine.load_state_dict(saved["engine"])
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        return {
-            **state,
-            "_recipe": Recipe(None, self._placed.partition, {}),
-        }  # a copy of the optimizer is none of the model
+        # a copy of the optimizer is none of the model
+        return {**super().__getstate__(), "_recipe": Recipe(None, self._placed.partition, {})}
 
     def _shown(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())

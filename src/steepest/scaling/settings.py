@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from steepest.rules.base import check_choice, check_range, check_whole, closest
+from steepest.rules.base import check_choice, check_whole, closest
+from steepest.scaling.checks import check_bounds, check_flag, check_number
 from steepest.scaling.factors import FACTORS, granularity
+from steepest.scaling.grouping import GROUPS
 from steepest.scaling.partition import Partition
 from steepest.scaling.places import Key
+from steepest.scaling.statistics import BLOCK_SCALES
 
 _EQUATIONS = {"gamma": 0.5, "beta": 0.5, "rho": 0.1, "interval": 10, "bounds": (0.1, 10.0), "eps": 1e-12}
 _ALGORITHM1 = {"interval": 10, "bounds": (0.1, 10.0), "block_scale": "mad", "normalize_block": False}
@@ -30,7 +32,7 @@ OF_THE_MODE: Any = type("_OfTheMode", (), {"__repr__": lambda _: "of the mode"})
 
 def settings(mode: str, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """What a mode computes, and its options: those that were given, and its own values of the others."""
-    check_choice("SAC", "mode", mode, MODES)
+    check_choice("SAC", "mode", mode, tuple(MODES))
     formula, defaults = MODES[mode]
     given = {name: value for name, value in given.items() if value is not OF_THE_MODE}
     for name in given:
@@ -45,40 +47,31 @@ def used_factors(factors: Collection[str] | None, name: str | None) -> frozenset
         raise TypeError("SAC: give factors or granularity, not both: they are two names of one thing")
     if name is not None:
         return granularity(name)
-    used = frozenset({"layer", "block"} if factors is None else [factors] if isinstance(factors, str) else factors)
+    used = ("layer", "block") if factors is None else (factors,) if isinstance(factors, str) else factors
+    if not isinstance(used, Collection):
+        raise ValueError(f"SAC: factors must be some of {', '.join(map(repr, FACTORS))}, got {factors!r}")
     for each in used:
         check_choice("SAC", "factors", each, FACTORS)
-    return used
+    return frozenset(used)
 
 
 def check_settings(options: Mapping[str, Any], grouping: tuple[str, float, Any]) -> None:
     """Refuse what is out of range."""
-    for name, high in (("gamma", 1.0), ("beta", math.inf), ("eps", math.inf), ("rho", 1.0)):
-        if name in options:
-            check_range("SAC", name, options[name], 0.0, high)
-    if options.get("rho") == 0.0:
-        raise ValueError("SAC: rho must be a number in (0, 1], got 0.0, at which no new statistics would count")
+    if "gamma" in options:
+        check_number("SAC", "gamma", options["gamma"], 0.0, 1.0)
+        check_number("SAC", "beta", options["beta"], 0.0)
+        check_number("SAC", "rho", options["rho"], 0.0, 1.0, open_low=True)
+        check_number("SAC", "eps", options["eps"], 0.0)
     if "interval" in options:
         check_whole("SAC", "interval", options["interval"], 1)
-    _check_bounds("bounds", options["bounds"], optional=True)
+    if "block_scale" in options:
+        check_choice("SAC", "block_scale", options["block_scale"], BLOCK_SCALES)
+        check_flag("SAC", "normalize_block", options["normalize_block"])
+    check_bounds("SAC", "bounds", options["bounds"], optional=True)
     by, beta, bounds = grouping
-    check_choice("SAC", "group_by", by, ("heads", "rows", "columns"))
-    check_range("SAC", "group_beta", beta, 0.0, math.inf)
-    _check_bounds("group_bounds", bounds, optional=False)
-
-
-def _check_bounds(name: str, bounds: Any, *, optional: bool) -> None:
-    if bounds is None and optional:
-        return
-    if not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
-        raise ValueError(f"SAC: {name} must be a pair (smallest, largest), got {bounds!r}")
-    for value in bounds:
-        check_range("SAC", name, value, 0.0, math.inf)
-    low, high = bounds
-    if low > high:
-        raise ValueError(f"SAC: {name} are reversed: {bounds!r}; give ({high:g}, {low:g})")
-    if low == 0.0:
-        raise ValueError(f"SAC: the smaller of {name} must be > 0, got {bounds!r}: a step of factor 0 is none")
+    check_choice("SAC", "group_by", by, GROUPS)
+    check_number("SAC", "group_beta", beta, 0.0)
+    check_bounds("SAC", "group_bounds", bounds)
 
 
 def constant_scales(options: Mapping[str, Any], found: Partition) -> dict[Key, float]:
@@ -88,10 +81,10 @@ def constant_scales(options: Mapping[str, Any], found: Partition) -> dict[Key, f
         low = (options["bounds"] or (0.1, 10.0))[0]
         kinds = found.kinds()
         return {key: 1.0 if kinds[key[0]] == "tokenizer" else float(low) for key in found.blocks}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"SAC: scales must be a mapping {{(layer, block): factor}} or None, got {given!r}")
     for key, scale in given.items():
         if key not in found.blocks:
             raise ValueError(f"SAC: scales has no block {key!r} of this model{closest(str(key), found.blocks)}")
-        check_range("SAC", f"scales[{key!r}]", scale, 0.0, math.inf)
-        if scale == 0.0:
-            raise ValueError(f"SAC: scales[{key!r}] must be > 0; leave a block out of the optimizer to freeze it")
+        check_number("SAC", f"scales[{key!r}]", scale, 0.0, open_low=True)
     return {key: float(scale) for key, scale in given.items()}

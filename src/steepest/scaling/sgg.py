@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ from steepest import sharding
 from steepest.rules.base import check_choice, check_range, check_whole
 from steepest.scaling import sampling
 from steepest.scaling.applying import Factor
+from steepest.scaling.checks import check_bounds, check_number, known_options
 from steepest.scaling.clusters import cluster_bounds
 from steepest.scaling.partition import Partition
 from steepest.scaling.places import BlockMapping
@@ -83,12 +83,13 @@ class SGG(Wrapper):
     are unfrozen. Through ``torch.distributed.checkpoint`` only the base goes; clusters then begin anew.
 
     Raises:
-        TypeError: the base is no optimizer or needs a closure.
+        TypeError: the base is no optimizer or needs a closure, or an option or model that is none.
         ValueError: an option is out of range, or parameters of the optimizer are not of the model.
     """
 
     key: ClassVar[str] = "sgg"
 
+    @known_options
     def __init__(
         self,
         base: torch.optim.Optimizer,
@@ -121,23 +122,19 @@ class SGG(Wrapper):
             if count is not None:
                 check_whole("SGG", name, count, sampling.RUN)
         sampling.check_seed("SGG", seed)
-        check_range("SGG", "beta", beta, 0.0, 1.0)
-        if beta == 1.0:
-            raise ValueError("SGG: beta must be below 1, got 1.0, at which no scale would ever change")
-        check_range("SGG", "eps", eps, 0.0, math.inf)
-        low, high = bounds if isinstance(bounds, (tuple, list)) and len(bounds) == 2 else (0, 0)
-        if not 0 < low <= high < math.inf:
-            raise ValueError(f"SGG: bounds must be (smallest, largest) with 0 < smallest <= largest, got {bounds!r}")
+        check_range("SGG", "beta", beta, 0.0, 1.0, open_high=True)
+        check_number("SGG", "eps", eps, 0.0)
+        check_bounds("SGG", "bounds", bounds)
         check_choice("SGG", "values", values, ("signed", "magnitude"))
         check_choice("SGG", "pool", pool, ("clusters", "elements"))
         check_choice("SGG", "storage", storage, ("device", "cpu"))
         self.options: dict[str, Any] = {
-            "clusters": clusters, "recluster": recluster, "interval": interval, "beta": beta, "bounds": (low, high),
+            "clusters": clusters, "recluster": recluster, "interval": interval, "beta": beta, "bounds": tuple(bounds),
             "eps": eps, "values": values, "pool": pool, "samples": samples, "cluster_samples": cluster_samples,
             "storage": storage, "seed": seed,
         }  # fmt: skip
         policies = {"embedding": embedding, "head": head, "router": router}
-        self._recipe = Recipe.of(model, partition, policies)
+        self._recipe = Recipe.of("SGG", model, partition, policies)
         self._memory = _Memory({}, torch.ones(0, clusters))
         self._fresh = True
         self.regrouped(base.param_groups)

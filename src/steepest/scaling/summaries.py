@@ -24,6 +24,7 @@ from torch import Tensor
 from steepest import sharding
 from steepest.kernels import Histogram
 from steepest.kernels.device import piece_elements
+from steepest.rules.base import check_choice
 from steepest.scaling import sampling
 
 ESTIMATORS = ("sample", "histogram", "exact")
@@ -437,8 +438,7 @@ def summarize_blocks(
     Raises:
         ValueError: an unknown estimator, or a gradient that is not of a floating dtype.
     """
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"unknown estimator {estimator!r}; choose from {', '.join(map(repr, ESTIMATORS))}")
+    check_choice("statistics", "estimator", estimator, ESTIMATORS)
     for g in (g for block in blocks for g in block):
         if not g.is_floating_point():
             raise ValueError(f"a gradient must be of a floating dtype, got {g.dtype}")

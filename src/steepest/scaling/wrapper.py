@@ -17,6 +17,7 @@ from torch import Tensor
 from steepest.rules.base import check_choice
 from steepest.scaling import applying
 from steepest.scaling.applying import Factor, Group, Shape
+from steepest.scaling.checks import check_flag
 
 Apply = Literal["auto", "rates", "update"]
 WeightDecay = Literal["auto", "decoupled", "coupled"]
@@ -39,6 +40,9 @@ NOT_LINEAR = frozenset(
 )
 # By class name: weight decay is added to the gradient, and no flag in the param group says so.
 COUPLED = frozenset(["SGD", "Adagrad", "Adadelta", "Adamax", "LARS", "RMSprop", "Rprop", "ASGD", "SparseAdam"])
+# By class name: the step asks the closure for gradients (of AliG, for the loss) and raises without one. What has the
+# closure as a required parameter is known by that.
+NEEDS_CLOSURE = frozenset(["AliG", "BSAM", "FriendlySAM", "GSAM", "LookSAM", "SAM", "WSAM"])
 # Flags of param groups that say whether the decay is decoupled.
 FLAGS = ("decoupled_weight_decay", "weight_decouple", "decouple")
 
@@ -100,9 +104,10 @@ class Wrapper(torch.optim.Optimizer):
             )
         check_choice(name, "apply", apply, ("auto", "rates", "update"))
         check_choice(name, "weight_decay", weight_decay, ("auto", "decoupled", "coupled"))
+        check_flag(name, "scale_weight_decay", scale_weight_decay)
         pooled = any(group.get("pool") == "group" for group in base.param_groups)
-        linear = not NOT_LINEAR & {cls.__name__ for cls in type(base).__mro__} and _rates_can_be_scaled(base)
-        if apply == "rates" and not _rates_can_be_scaled(base):
+        rated = _rates_can_be_scaled(base)
+        if apply == "rates" and not rated:
             raise ValueError(
                 f"{name}: apply='rates' needs a number as 'lr' in every param group; {type(base).__name__} has none "
                 "that could be scaled: use apply='update'"
@@ -114,9 +119,8 @@ class Wrapper(torch.optim.Optimizer):
             )
         super().__init__([{"params": []}], {})  # for the hooks; there is no base yet, so the rest of it is dropped
         self.base = base
-        self.apply: Literal["rates", "update"] = (
-            apply if apply != "auto" else "rates" if linear and not pooled else "update"
-        )
+        by_rates = rated and not pooled and not _is_one_of(base, NOT_LINEAR)
+        self.apply: Literal["rates", "update"] = apply if apply != "auto" else "rates" if by_rates else "update"
         self.weight_decay: WeightDecay = weight_decay
         self.scale_weight_decay = scale_weight_decay
         self._close()
@@ -372,9 +376,7 @@ class _Guard:
     """Hook on the base that lets it step only from inside the wrapper, even when that is gone."""
 
     def __init__(self, wrapper: Wrapper) -> None:
-        self.wrapper = weakref.ref(
-            wrapper
-        )  # gone, also when its construction failed later: the base is free for another
+        self.wrapper = weakref.ref(wrapper)  # gone, also when its construction failed later: the base is free then
         self._wrapper = type(wrapper).__name__
         self._open = False
 
@@ -413,12 +415,26 @@ def check_base(name: str, base: Any, key: str) -> None:
             f"{name}: the {type(inside[-1]).__name__} is inside a {name} already, and both would keep their state as "
             f"{key!r} in the state dict; wrap it once"
         )
-    closure = inspect.signature(base.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
+    asking = next((type(one).__name__ for one in inside if _needs_closure(one)), None)
+    if asking is not None:
+        within = f" with a {asking} inside" if asking != kind else ""
         raise TypeError(
-            f"{name} cannot wrap {kind}: it evaluates the closure several times in a step, and the wrapper measures "
-            "the gradients of one evaluation"
+            f"{name} cannot wrap {kind}{within}: {asking} evaluates the closure itself, in its step, and the wrapper "
+            "measures the gradients before that; wrap an optimizer that steps without a closure, such as AdamW, or "
+            f"use {kind} without {name}"
         )
+
+
+def _needs_closure(one: torch.optim.Optimizer) -> bool:
+    """Whether it cannot step without a closure."""
+    closure = inspect.signature(one.step).parameters.get("closure")
+    required = closure is not None and closure.default is inspect.Parameter.empty
+    return required or _is_one_of(one, NEEDS_CLOSURE)
+
+
+def _is_one_of(one: torch.optim.Optimizer, names: frozenset[str]) -> bool:
+    """Whether its class or one that it derives from has one of these names."""
+    return any(cls.__name__ in names for cls in type(one).__mro__)
 
 
 def _inside(base: torch.optim.Optimizer) -> Iterator[torch.optim.Optimizer]:
