@@ -31,7 +31,9 @@ class LASM(Rule):
 
     Experimental, because the formula cannot do what its paper reports: the damping 1 / (1 + sqrt(V)) depends on the
     scale of the gradient and is 1 to four digits after the usual clipping, so that what is left is Signum with a
-    factor for each role; and the memory is AdamW's. Compare it with ``Signum`` under the same factors.
+    factor for each role; and the memory is AdamW's. Compare it with ``Signum`` under the same factors, as
+    ``steepest reproduce lasm-ablation`` does. There is no released code; where the paper is silent, what is done here
+    stands below.
 
     Attributes:
         lr: 3e-4, betas: (0.9, 0.95), weight_decay: 0.1 (the paper; none on biases and norms).

@@ -29,10 +29,15 @@ class SAGE(MomentumRule):
     of one row. The state is one buffer like the tensor and one number per column.
 
     As for Lion, a row whose gradient is zero keeps moving by the sign of its old momentum (an untied input embedding
-    of a rare token); H cannot stop it.
+    of a rare token); H cannot stop it. A tensor whose gradient is all zero takes no step, unless
+    ``instantaneous=False``.
+
+    Where the paper and the code released with it differ, the paper is the default: ``order`` and ``instantaneous``
+    below; ``steepest.SAGE(model, vectors=steepest.rules.AdamW())`` has AdamW on vectors, as one released variant and
+    the hybrids it is compared with; ``rest=steepest.rules.SAGE()`` has SAGE on the hidden matrices, too (SAGE-Pure).
 
     Attributes:
-        lr: 1e-3 (the paper's text; its script has 2e-3).
+        lr: 1e-3 (the paper's text; its script has 2e-3), also of the hidden matrices; see ``companion``.
         betas: (b1, b2) = (0.9, 0.99) (the paper); b2 is that of S, too.
         eps: 1e-8 (the released code); the paper's bounds 1 / sqrt(d) <= H <= 1 hold for 0.
         weight_decay: 0.01 (the released code).

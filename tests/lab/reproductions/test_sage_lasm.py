@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import steepest
 from steepest import rules
 from steepest.lab import models
 from steepest.lab.data import Pack
@@ -73,14 +74,13 @@ def test_a_short_study_from_tuning_to_files(study: Study, done: dict[str, Result
     assert {"result.json", "README.md", *(f"{name}.svg" for name in study.figures)} <= written
     content = json.loads((tmp_path / "result.json").read_text())
     assert any("same weights" in sentence for sentence in content["sentences"])
-    case = study.cases[0].name
-    for seed in results.seeds:
-        cells = [results.cells[case, arm.name, seed] for arm in study.arms]
+    for case, seed in itertools.product(study.cases, results.seeds):
+        cells = [results.cells[case.name, arm.name, seed] for arm in study.arms_of(case)]
         assert len({(cell.numbers["weights"], cell.numbers["data"]) for cell in cells}) == 1
         # Nobody got more trials than the others.
         assert {len(cell.series["trials"]) for cell in cells} == {2}
         assert all(2.0 < (cell.numbers["loss"] or 0.0) < 7.0 for cell in cells)
-    weights = {results.cells[case, study.baseline, seed].numbers["weights"] for seed in results.seeds}
+    weights = {results.cells[study.cases[0].name, study.baseline, seed].numbers["weights"] for seed in results.seeds}
     assert len(weights) == len(results.seeds)
 
 
@@ -95,7 +95,7 @@ def test_the_damper_stays_within_its_bounds(done: dict[str, Results], tmp_path: 
     results = results_of(SAGE, done, tmp_path)
     case = SAGE.cases[0]
     arms = [arm for arm in SAGE.arms if arm.settings["rule"] == "sage"]
-    assert len(arms) == 5
+    assert len(arms) == 7
     for arm in arms:
         least, mean, most, damped, closing = (
             results.series(case, arm, key) for key in ("H min", "H mean", "H max", "damped", "closing")
@@ -122,21 +122,83 @@ def test_measured_state_is_what_is_predicted(done: dict[str, Results], tmp_path:
     assert state["adamw"] - state["lion"] == pytest.approx(size)
     assert state["lion"] - state["sinkgd-pure"] == pytest.approx(size)
     assert state["sinkgd-momentum"] == state["lion"]
+    # On norm gains SAGE has as many averages as AdamW has second moments. Everywhere it has Lion's buffers, and a
+    # number for each column: of the embedding, 7 matrices (6 with 16 inputs, one with 24) in 2 layers, and 5 gains.
+    assert state["sage-vectors"] == state["sage"]
+    columns = 16 + 2 * (6 * 16 + 24)
+    assert state["sage-pure"] - state["lion-full"] == pytest.approx((columns + 5 * 16) * 4 / 1e3)
+
+
+def rows_of(arm: str, **changes: Any) -> list[Any]:
+    """What the optimizer of an arm says of each parameter of a small model."""
+    model = models.build("tiny", 64, 0)
+    rows: list[Any] = sage_embedding_dilemma.optimizer(model, settings(SAGE, arm, **changes), 1e-3).rows()
+    return rows
+
+
+def hidden_steps(rows: list[Any]) -> list[float]:
+    return [row["rms_step"] for row in rows if row["role"] in ("attention", "mlp")]
 
 
 def test_only_the_embedding_differs_between_hybrids() -> None:
-    model = models.build("tiny", 64, 0)
-    rows: dict[str, list[Any]] = {}
+    rows = {arm.name: rows_of(arm.name) for arm in SAGE.arms}
+    outside = {name: [row for row in found if row["role"] != "embedding"] for name, found in rows.items()}
+    hybrids = [arm.name for arm in SAGE.arms if arm.settings["hidden"] == "sinkgd" and arm.name != "sage-vectors"]
+    assert len(hybrids) == 7
+    assert all(outside[name] == outside["adamw"] for name in hybrids)
+    # One arm has SAGE on the norm gains, too, and differs from SAGE in nothing else.
+    pairs = list(zip(rows["sage"], rows["sage-vectors"], strict=True))
+    assert {row["role"] for row, other in pairs if row != other} == {"norm"}
+    assert {(row["rule"], other["rule"]) for row, other in pairs if row != other} == {("adamw", "sage")}
+    assert (
+        len({row["rms_step"] for name in ("sage", "sage-vectors") for row in rows[name] if row["role"] == "norm"}) == 1
+    )
+    assert {row["rule"] for row in rows["sage-pure"]} == {"sage"}
+
+
+@pytest.mark.parametrize("step", [4e-3, 1e-2])
+def test_a_dense_step_is_that_of_the_hidden_matrices_of_every_arm(step: float) -> None:
     for arm in SAGE.arms:
-        method = sage_embedding_dilemma.optimizer(model, settings(SAGE, arm.name), 1e-3)
-        if arm.settings["hidden"] == "sinkgd":
-            rows[arm.name] = [row for row in method.rows() if row["role"] != "embedding"]
-        if arm.settings["hidden"] != "same":  # one dense step for all
-            hidden = [row["rms_step"] for row in method.rows() if row["role"] in ("attention", "mlp")]
-            full = 0.75 if arm.settings["hidden"] == "lionmuon" else 1.0  # its sign steps have half of it
-            assert hidden == pytest.approx([4e-3 * full] * len(hidden), rel=0.06)
-    assert len(rows) == 7
-    assert all(others == rows["adamw"] for others in rows.values())
+        expected = 1e-3 if arm.settings["hidden"] == "same" else step  # the rate of the whole model
+        found = hidden_steps(rows_of(arm.name, dense_step=step))
+        assert found == pytest.approx([expected] * 14, rel=1e-6), arm.name
+    # Spectral and sign steps alike, not only on average.
+    model = models.build("tiny", 64, 0)
+    method = sage_embedding_dilemma.optimizer(model, settings(SAGE, "lionmuon-sage", dense_step=step), 1e-3)
+    groups = [group for group in method.param_groups if group["rule"] == "lion_muon"]
+    assert groups
+    assert all(group["lr"] * group["sign_lr_ratio"] == pytest.approx(step) for group in groups)
+
+
+def test_released_dense_steps_are_those_of_the_script() -> None:
+    """Rate x factor by the rule of the embedding; SAGE's of columns of norm 1, so over the root of the rows."""
+    released = SAGE.cases[1]
+    assert released.settings == {"dense_step": "released"}
+    expected = {"sage": 2e-3 * 10, "lion": 1e-4 * 100, "adamw": 2e-4 * 100, "sinkgd-pure": 2e-4 * 100}
+    assert {arm.name for arm in SAGE.arms_of(released)} == set(expected)
+    for name, size in expected.items():
+        rows = rows_of(name, **released.settings)
+        hidden = [row for row in rows if row["role"] in ("attention", "mlp")]
+        steps = [size / math.sqrt(row["shape"][0]) if name == "sage" else size for row in hidden]
+        assert [row["rms_step"] for row in hidden] == pytest.approx(steps, rel=1e-6)
+        # The rest is as with the common step.
+        rest = [row for row in rows if row not in hidden]
+        assert rest == [row for row in rows_of(name) if row["role"] not in ("attention", "mlp")]
+
+
+@pytest.mark.parametrize(("arm", "step"), [("lionmuon-sage", "released"), ("sage", "relaesed")])
+def test_a_dense_step_that_is_none_is_refused(arm: str, step: str) -> None:
+    with pytest.raises(ValueError, match=f"dense_step must be a number, or 'released'.*{step}"):
+        rows_of(arm, dense_step=step)
+
+
+def test_sage_leaves_vectors_to_adamw_where_asked() -> None:
+    """As in the released experimental class; the docstring of the rule says how."""
+    model = models.build("tiny", 64, 0)
+    rule_of = {row["role"]: row["rule"] for row in steepest.SAGE(model, vectors=rules.AdamW()).rows()}
+    assert rule_of == {"embedding": "sage", "attention": "sinkgd", "mlp": "sinkgd", "norm": "adamw"}
+    rule_of = {row["role"]: row["rule"] for row in steepest.SAGE(model).rows()}
+    assert rule_of == {"embedding": "sage", "attention": "sinkgd", "mlp": "sinkgd", "norm": "sage"}
 
 
 def test_buckets_are_by_frequency_and_their_losses_make_the_loss(pack: Pack) -> None:
@@ -290,7 +352,9 @@ def test_damping_is_that_of_the_state() -> None:
 def fake(study: Study, loss: dict[str, float], **numbers: Any) -> Results:
     """Four seeds; `loss[arm]` is added to the loss of an arm, with a little noise."""
     cells = {}
-    for place, arm in enumerate(study.arms):
+    for case, (place, arm) in itertools.product(study.cases, enumerate(study.arms)):
+        if arm not in study.arms_of(case):
+            continue
         for seed in range(4):
             noise = 1e-3 * (place + 1) * (-1) ** seed
             value = 2.0 + 0.1 * seed + loss.get(arm.name, 0.0) * (1 + 0.01 * seed) + noise
@@ -302,9 +366,7 @@ def fake(study: Study, loss: dict[str, float], **numbers: Any) -> Results:
                 **(numbers if arm.name in ('sage', 'lasm') else {}),
             }  # fmt: skip
             series: dict[str, list[float | None]] = {"trials": [1.0, 2.0], "grid": [1.0, 2.0], "closing": [1.0] * 16}
-            cells[study.cases[0].name, arm.name, seed] = Cell(
-                study.cases[0].name, arm.name, seed, {}, found, series, 0.0, "", {}
-            )
+            cells[case.name, arm.name, seed] = Cell(case.name, arm.name, seed, {}, found, series, 0.0, "", {})
     return Results(study, study.settings, study.cases, tuple(range(4)), cells)
 
 
@@ -315,6 +377,9 @@ def test_findings_of_sage_say_who_is_decided_against_whom() -> None:
     assert "(better)" in text
     assert "Nothing is decided" not in text
     assert "to the byte" in text
+    assert "SAGE-Pure minus All Lion" in text
+    assert "SAGE on 1-D too minus SAGE" in text
+    assert text.index("common step of the hidden matrices off") < text.rindex(f"SAGE minus AdamW {MINUS}0.05")
     assert "Nothing is decided" in " ".join(SAGE.findings(fake(SAGE, {"sage": 1e-6})))
     assert SAGE.findings(fake(SAGE, {}, weights=99.0))[0].startswith("NOT PAIRED")
     assert "differs from steepest.state_bytes" in " ".join(SAGE.findings(fake(SAGE, {}, state=2.0)))
