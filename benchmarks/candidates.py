@@ -191,6 +191,7 @@ CANDIDATES = [
     Candidate("steepest LionMuon, period 2", "spectral", _steepest("LionMuon", period=2), steps=2),
     Candidate("torch AdamW (fused), hidden", "spectral", _torch("AdamW", fused=True)),
     Candidate("steepest SinkGD", "spectral", _steepest("SinkGD")),
+    Candidate("steepest SinkGD (compile)", "spectral", _steepest("SinkGD", backend="compile")),
     Candidate("torch AdamW (fused), embedding", "embedding", _torch("AdamW", fused=True)),
     Candidate("steepest SAGE", "embedding", _steepest("SAGE")),
     Candidate("steepest SAGE (compile)", "embedding", _steepest("SAGE", backend="compile")),

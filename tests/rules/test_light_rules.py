@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import replace
@@ -18,7 +19,8 @@ from cases import Problem, assert_close, assert_same, build, snapshot, trajector
 from reference import golden, light
 from reference import views as reference_views
 from steepest import kernels, rules
-from steepest.engine import sums
+from steepest.engine import compiler, matrices, sums
+from steepest.kernels.sinkhorn import sinkhorn_factors
 
 SHAPES = {"wide": (6, 16), "tall": (50, 8), "row": (1, 12), "column": (12, 1)}
 MORE = {"convolution": (8, 3, 2, 2), "vector": (7,), "scalar": ()}
@@ -75,6 +77,60 @@ def test_sinkgd_follows_the_reference(backend, betas, target):
     views = {"convolution": reference_views.FLAT}
     shapes = {**SHAPES, "convolution": (8, 3, 2, 2)}
     follow(rule, light.sinkgd, shapes, lambda name: {**options, "view": views.get(name, reference_views.FLAT)})
+
+
+@pytest.mark.usefixtures("working_compiler")
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # the compiler of torch itself
+def test_compiled_sinkgd_follows_the_reference(monkeypatch):
+    """Large matrices of several shapes by one graph; a small one and one that blocks do not make up go their way."""
+    done = []
+    monkeypatch.setattr(matrices, "attempt", lambda *call: done.append(compiler.attempt(*call)) or done[-1])
+    options = {"alpha": 0.3, "rounds": 2, "target": "rms", "betas": (0.8, 0.95), "weight_decay": 0.3}
+    rule = rules.SinkGD(lr=0.5, backend="compile", **options)
+    shapes = {"large": (1096, 61), "wide": (80, 1000), "rows": (1099, 60), "tall": (50, 8)}
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        follow(rule, light.sinkgd, shapes, lambda name: {**options, "view": reference_views.FLAT}, steps=3)
+    assert done == [True] * 6
+
+
+@pytest.mark.parametrize(
+    ("shape", "view", "dtype", "calls"),
+    [
+        ((240, 900), "rows=80,160", torch.bfloat16, 4),  # sections of a weight that is rounded at random
+        ((80, 1000), "transposed", torch.float32, 0),
+        ((72, 1000), None, torch.float32, 2),
+    ],
+)
+def test_a_step_by_factors_is_the_ordinary_one_to_the_last_places(shape, view, dtype, calls, monkeypatch):
+    """Traced and guarded as always, but run by torch itself."""
+    done = []
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(matrices, "attempt", lambda *call: done.append(compiler.attempt(*call)) or done[-1])
+    matrices._compiled.cache_clear()
+    rule = rules.SinkGD(lr=0.5, alpha=0.3, view=view, param_rounding="stochastic", weight_decay=0.1)
+    ordinary, compiled = (
+        trajectory(replace(rule, backend=backend), Problem({"a": shape}, dtype=dtype, steps=2))
+        for backend in ("foreach", "compile")
+    )
+    matrices._compiled.cache_clear()
+    tolerance = 2e-6 if dtype == torch.float32 else 2**-7
+    assert_close(compiled, ordinary, rtol=tolerance, atol=tolerance)
+    assert done == [True] * calls
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_sinkgd_without_a_compiler_takes_the_ordinary_step_with_one_warning(monkeypatch):
+    monkeypatch.setattr(compiler, "missing", set())
+    torch._dynamo.reset()
+    matrices._compiled.cache_clear()
+    rule = rules.SinkGD(lr=0.5, rounds=1, backend="compile")
+    shapes = {"a": (80, 1000), "b": (160, 500)}
+    broken = {"cpp.cxx": ("/nowhere/no-compiler",), "force_disable_caches": True}
+    with torch._inductor.config.patch(broken), pytest.warns(UserWarning, match="needs a working compiler") as caught:
+        actual = trajectory(rule, Problem(shapes, steps=2))
+    assert len([w for w in caught if "steepest" in str(w.message)]) == 1
+    assert_same(actual, trajectory(replace(rule, backend="foreach"), Problem(shapes, steps=2)))
+    matrices._compiled.cache_clear()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -267,6 +323,29 @@ def test_sinkhorn_of_stacks_zeros_and_narrow_dtypes():
     assert narrow.dtype == torch.bfloat16
     assert_close(narrow.float(), y, rtol=0.03, atol=0.03)
     assert kernels.sinkhorn(torch.zeros(0, 4)).shape == (0, 4)
+
+
+def test_sinkhorn_of_the_smallest_numbers_is_finite():
+    assert kernels.sinkhorn(torch.full((8, 6), 1e-44)).isfinite().all()
+
+
+@pytest.mark.parametrize("target", ["rms", "unit"])
+@pytest.mark.parametrize("rounds", [1, 5])
+def test_the_factors_are_those_of_sinkhorn(rounds, target):
+    """Without a compiler, so that both are in one arithmetic; zeros, and rows of very different size."""
+    x = torch.randn(24, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x *= torch.logspace(-30, 30, 24, dtype=torch.float64)[:, None]
+    x[3] = 0.0
+    x[:, 5] = 0.0
+    for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 2e-6)):
+        y = x.to(dtype)
+        kept = y.clone()
+        rows, columns, _ = sinkhorn_factors(y, rounds, target)
+        assert_same(y, kept)
+        assert_close(y * rows * columns, kernels.sinkhorn(y, rounds, target), rtol=tolerance, atol=tolerance)
+    rows, columns, _ = sinkhorn_factors(torch.full((8, 6), 1e-44), rounds, target)
+    assert rows.isfinite().all()
+    assert columns.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from steepest import kernels, sharding
 from steepest.engine.body import Body, descend
+from steepest.engine.compiler import attempt
 from steepest.engine.precision import Operands, compute_dtype, together
 from steepest.engine.tensors import TensorList
-from steepest.kernels.device import stack_elements
+from steepest.kernels.device import large_elements, stack_elements
+from steepest.kernels.sinkhorn import FACTOR_ROWS
 from steepest.rules.base import SCALES, Numbers, Phase
 
 if TYPE_CHECKING:
@@ -26,11 +30,15 @@ def run(bucket: Bucket, phase: Phase, members: Sequence[Member]) -> None:
     body = Body(bucket.rule, phase.geometry, bucket.maximize)
     for batch in _batches(members, single=bucket.rule.backend == "single"):
         lists = together([bucket.operands(m) for m in batch])
-        updates = _mapped(phase, batch, _directions(body, batch, lists, numbers), numbers)
+        directions = _directions(body, batch, lists, numbers)
         wide = lists.param.load()
-        descend(wide, TensorList([sharding.shard(u, m.param) for u, m in zip(updates, batch, strict=True)]), numbers)
+        if bucket.rule.backend != "compile" or not _run_compiled(phase, batch, wide, directions, numbers):
+            updates = _mapped(phase, batch, directions, numbers)
+            shards = TensorList([sharding.shard(u, m.param) for u, m in zip(updates, batch, strict=True)])
+            descend(wide, shards, numbers)
+            del updates, shards
         lists.param.store(wide)
-        del updates, wide  # before the next batch is mapped: on a GPU each may be half a GiB
+        del directions, wide  # before the next batch is mapped: on a GPU each may be half a GiB
 
 
 def passes(bucket: Bucket, phase: Phase) -> list[list[bool]]:
@@ -133,3 +141,52 @@ def _mapped_stack(stacks: Sequence[Tensor], phase: Phase, numbers: Numbers) -> S
     scale = SCALES[phase.scale](m, n)
     mapped = mapped if scale == 1.0 else mapped.mul_(scale)
     return [mapped] if len(stacks) == 1 else mapped.unbind(0)
+
+
+# Compiled ------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _compiled(geometry: Any) -> Callable[..., list[Tensor]]:
+    """The step of one matrix by a map that scales rows and columns: one graph for matrices of any shape."""
+
+    def step(param: Tensor, direction: Tensor, numbers: Numbers) -> list[Tensor]:
+        rows, columns, kept = geometry.factors(direction)
+        descend(param, direction * rows * columns, numbers)
+        return kept  # type: ignore[no-any-return]
+
+    # A code object of its own for each geometry: the compiler counts its graphs by these, and gives up after some.
+    own = FunctionType(step.__code__.replace(co_name=f"step_{geometry}"), globals(), closure=step.__closure__)
+    return torch.compile(own, dynamic=True, fullgraph=True)
+
+
+def _run_compiled(
+    phase: Phase, batch: Sequence[Member], params: TensorList, directions: Sequence[Tensor], numbers: Numbers
+) -> bool:
+    """Step large matrices by the factors of their rows and columns; whether the map has such, and all are large ones.
+
+    On a CPU alone: the way to these factors is made for its caches.
+    """
+    geometry: Any = phase.geometry
+    if not hasattr(geometry, "factors") or any(sharding.is_sharded(m.param) for m in batch):
+        return False
+    if not all(t.is_contiguous() for t in (*params.tensors, *directions)):  # so that all pieces are views
+        return False
+    sides = [
+        [x for m, t in zip(batch, ts, strict=True) for x in m.view.split(t)] for ts in (params.tensors, directions)
+    ]
+    if not all(_rows_in_blocks(x) for side in sides for x in side):
+        return False
+    for param, direction in zip(*sides, strict=True):
+        m, n = direction.shape
+        rates = {"keep": numbers["keep"], "rate": numbers["rate"] * SCALES[phase.scale](m, n)}
+        scalars = {name: torch.as_tensor(value, dtype=param.dtype, device="cpu") for name, value in rates.items()}
+        if not attempt(param.device, _compiled(geometry), param, direction, scalars):
+            descend(param, _mapped_stack([direction], phase, numbers)[0], numbers)
+    return True
+
+
+def _rows_in_blocks(x: Tensor) -> bool:
+    """Whether a tensor is a large matrix in rows, on a CPU, that blocks of rows make up."""
+    large = x.ndim == 2 and x.numel() >= large_elements(x.device) and x.shape[1] > 1
+    return large and x.device.type == "cpu" and x.is_contiguous() and len(x) % FACTOR_ROWS == 0

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from steepest.kernels.polar import check_matrices
 
+# Rows of which a compiled round makes one loop: it must see each by itself to sum in both directions while they are in
+# the cache. 4 take a tenth longer.
+FACTOR_ROWS = 8
+
 
 def sinkhorn(x: Tensor, rounds: int = 5, target: Literal["rms", "unit"] = "rms") -> Tensor:
     """Scale the rows, then the columns, of each (m, n) matrix of a stack to fixed l2 norms, ``rounds`` times.
@@ -48,9 +52,52 @@ def sinkhorn(x: Tensor, rounds: int = 5, target: Literal["rms", "unit"] = "rms")
     for _ in range(rounds - 1):
         rows = _inverse(squares @ columns)
         columns = _inverse(squares.mT @ rows)
-    torch.mul(wide, rows.sqrt_().mul_(power), out=result)  # in the same memory: a new large tensor would cost more
+    torch.mul(wide, _factors(rows, power), out=result)  # in the same memory: a new large tensor would cost more
     result.mul_(columns.sqrt_().mul_(math.sqrt(x.shape[-2]) if target == "rms" else 1.0).mT)
     return result.to(x.dtype)
+
+
+def sinkhorn_factors(
+    x: Tensor, rounds: int = 5, target: Literal["rms", "unit"] = "rms"
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """What ``sinkhorn`` multiplies the rows and the columns of one matrix by: a text for a compiler.
+
+    ``sinkhorn`` keeps the squares and reads them twice a round. This makes them anew in each round, of a few rows at a
+    time, and takes from them the sums of the rows and then their share in the sums of the columns, so that compiled it
+    reads the matrix once a round. Uncompiled it is slow.
+
+    Args:
+        x: (m, n) in float32 or float64, contiguous, m a multiple of ``FACTOR_ROWS``. Not changed.
+        rounds: as in ``sinkhorn``.
+        target: as in ``sinkhorn``.
+
+    Returns:
+        ``rows`` (m, 1) and ``columns`` (n,): ``x * rows * columns`` is ``sinkhorn(x, rounds, target)`` up to rounding.
+        And what a compiled function must return, for no other use: else it would compute it again for each element.
+    """
+    blocks = x.view(-1, FACTOR_ROWS, x.shape[1]).unbind(1)
+    scale = x.abs().amax(-1).clamp(2.0**-120, 2.0**120).reciprocal()
+    scales = scale.view(-1, FACTOR_ROWS).unbind(1)
+    kept = [scale]
+    columns = None
+    for _ in range(rounds):
+        squares = [(rows * scale.unsqueeze(-1)).square() for rows, scale in zip(blocks, scales, strict=True)]
+        sums = [(square if columns is None else square * columns).sum(-1) for square in squares]
+        inverse = [_inverse(x) for x in sums]
+        shares = squares[0] * inverse[0].unsqueeze(-1)
+        for square, factor in zip(squares[1:], inverse[1:], strict=True):
+            shares = shares + square * factor.unsqueeze(-1)
+        columns = _inverse(shares.sum(0))
+        kept += [*inverse, columns]
+    assert columns is not None
+    rows = _factors(torch.stack(inverse, 1), scale.view(-1, FACTOR_ROWS)).view(-1, 1)
+    columns = columns.sqrt() * (math.sqrt(x.shape[0]) if target == "rms" else 1.0)
+    return rows, columns, [*kept, rows, columns]
+
+
+def _factors(rows: Tensor, scales: Tensor) -> Tensor:
+    """Of the rows, in place of their inverse sums; finite, so that what is zero stays zero."""
+    return rows.sqrt_().mul_(scales).clamp_(max=torch.finfo(rows.dtype).max)
 
 
 def _inverse(x: Tensor) -> Tensor:

@@ -319,7 +319,7 @@ def check_range(rule: str, option: str, value: Any, low: float, high: float, *, 
         if value.device.type != "cpu":
             return
         value = value.item()
-    wanted = f"in [{low:g}, {high:g}{')' if open_high else ']'}" if high < math.inf else f">= {low:g}"
+    wanted = f"in [{low:g}, {high:g}{')' if open_high else ']'}" if high < math.inf else f">= {low:g} and finite"
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not (low <= value < high or (value == high and not open_high and high < math.inf)):
         raise ValueError(f"{rule}: {option} must be a number {wanted}, got {value!r}")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steepest import kernels
 from steepest.kernels.device import product_dtype
+from steepest.kernels.sinkhorn import sinkhorn_factors
 from steepest.rules.base import DTYPES, Need, Numbers
 
 
@@ -77,6 +78,10 @@ class Sinkhorn:
     def __call__(self, x: Tensor, numbers: Numbers) -> Tensor:
         """Return the balanced matrices of a stack."""
         return kernels.sinkhorn(x, self.rounds, self.target)
+
+    def factors(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Return what the map multiplies the rows and the columns of one matrix by; see ``sinkhorn_factors``."""
+        return sinkhorn_factors(x, self.rounds, self.target)
 
     def rms(self, m: int, n: int) -> float:
         """Exactly this for a matrix without zero columns."""
