@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,38 @@ def test_train_runs_and_says_where(cache: Path, tmp_path: Path, capsys: pytest.C
     assert config["method"]["options"]["period"] == 3
     assert main(arguments) == 0
     assert f"validation loss {loss:.4f}" in capsys.readouterr().out
+
+
+def test_tensorboard_gets_what_a_run_logs(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    plain = train_arguments(cache, tmp_path / "plain", "-o", "diagnostics_every=3")
+    assert main(plain) == 0
+    wanted = train_arguments(cache, tmp_path / "wanted", "-o", "diagnostics_every=3", "-o", "tensorboard=true")
+    assert main(wanted) == 0
+    (one,), (other,) = ((tmp_path / name).iterdir() for name in ("plain", "wanted"))
+    assert one.name == other.name
+    assert not (one / "events").exists()
+    events = EventAccumulator(str(other / "events"))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    assert {"train/grad_norm", "train/tokens_per_second", "validation/perplexity"} <= set(tags)
+    for group in ("train/lr.", "train/diagnostics.update_rms."):
+        assert any(tag.startswith(group) for tag in tags), group
+    for tag, name in (("train/loss", "metrics"), ("validation/loss", "evals")):
+        logged = [(row["step"], pytest.approx(row["loss"])) for row in lines(other / f"{name}.jsonl")]
+        assert [(event.step, event.value) for event in events.Scalars(tag)] == logged
+    final = [json.loads((run / "final.json").read_text()) for run in (one, other)]
+    assert [f["loss"] for f in final] == [final[0]["loss"]] * 2
+    assert final[0]["command"] == final[1]["command"]
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    capsys.readouterr()
+    assert main(train_arguments(cache, tmp_path / "none", "-o", "tensorboard=true")) == 2
+    assert "pip install 'steepest[tensorboard]'" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_diverged_and_a_stopped_run_have_their_own_exit_codes(

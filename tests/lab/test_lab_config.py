@@ -113,7 +113,7 @@ SEMANTIC: dict[str, Any] = {
 }  # fmt: skip
 CARRYING_OUT: dict[str, Any] = {
     "purpose": "tune", "micro_batch": 2, "checkpoint_every": 3, "log_every": 2, "threads": 2, "keep_checkpoint": False,
-    "cache": "/elsewhere", "method__label": "mine",
+    "tensorboard": True, "cache": "/elsewhere", "method__label": "mine",
     "workload__evaluation": {"tokens": 256, "batch_size": 4, "every": 5},
     "method__options": {"weight_decay": 0.1},
 }  # fmt: skip

@@ -51,7 +51,7 @@ def test_routing_rows_name_every_parameter_and_sum_to_the_state(name: str, model
     total = methods.state_bytes(optimizer)
     # Step counters and fits (a few numbers a parameter) are in the total and may be missing in the rows.
     assert 0 <= total - sum(row["state_bytes"] for row in rows) <= 40 * len(rows)
-    buffers = {"sgd": 1, "signum": 1, "lion": 1, "softsignum": 1, "adamw": 2, "lasm": 2}.get(name)
+    buffers = {"sgd": 1, "signum": 1, "lion": 1, "softsignum": 1, "hard-switch": 1, "adamw": 2, "lasm": 2}.get(name)
     buffers = {"nadam": 2, "radam": 2, "lionmuon-sage": 1, "softmuon-sage": 1}.get(name, buffers)
     elements = sum(parameter.numel() for parameter in model.parameters())
     outside = 257 * 32 + sum(parameter.numel() for parameter in model.parameters() if parameter.ndim < 2)

@@ -14,8 +14,9 @@ from small_runs import MODEL, lines, numbers, tiny
 from torch import nn
 
 import steepest
+from steepest import rules
 from steepest.lab import checkpoints, compute, memory, methods, models
-from steepest.lab.config import MethodConfig, ScheduleConfig
+from steepest.lab.config import MethodConfig, ScheduleConfig, StudyMethod
 from steepest.lab.data import Pack
 from steepest.lab.errors import UserError
 from steepest.lab.methods import presets
@@ -326,22 +327,52 @@ def test_rows_of_a_wrapped_run_are_those_of_its_base(name: str) -> None:
 def test_settings_of_papers_fit_the_method(name: str) -> None:
     for paper in presets.PAPERS[name]:
         for setting in paper.rates:
-            methods.check(presets.config(name, setting, paper.source), 10)
+            rate, options = presets.find(name, setting, paper.source)
+            methods.check(MethodConfig(name=name, lr=rate, options=options), 10)
 
 
 def test_settings_of_papers_are_as_printed() -> None:
-    assert presets.config("adamw", "130M").model_dump(include={"lr", "options"}) == {
-        "lr": 1e-3,
-        "options": {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0},
-    }
-    assert presets.config("prodigy", "350M").lr == 2.0
-    assert presets.config("sac+adamw", "1B").lr == 1e-2
-    assert presets.config("lion", "270M-1.3B", "SAGE").options["weight_decay"] == 0.01
-    assert presets.config("adamw", "720M").options["betas"] == (0.9, 0.999)
+    assert presets.find("adamw", "130M") == (1e-3, {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0})
+    assert presets.find("prodigy", "350M")[0] == 2.0
+    assert presets.find("sac+adamw", "1B")[0] == 1e-2
+    assert presets.find("lion", "270M-1.3B", "SAGE")[1]["weight_decay"] == 0.01
+    assert presets.find("adamw", "720M")[1]["betas"] == (0.9, 0.999)
+    assert presets.find("sage", "270M-1.3B")[0] == 2e-3
     with pytest.raises(UserError, match="unknown tuned setting of adamw '13B'"):
-        presets.config("adamw", "13B")
+        presets.find("adamw", "13B")
     with pytest.raises(UserError, match="unknown tuned setting of lasm '1B'"):
-        presets.config("lasm", "1B")
+        presets.find("lasm", "1B")
+
+
+@pytest.mark.parametrize("key", [key for key in rules.PRESETS if key.startswith(("lionmuon", "signmuon"))])
+def test_the_presets_of_rules_are_presets_of_methods(key: str) -> None:
+    """The optimizer that the lab builds is the one that the library builds."""
+    name = key.partition("-")[0]
+    model = network()
+    made = methods.build(MethodConfig.model_validate({"name": name, "preset": key}), model, 10)
+    kind = {"lionmuon": steepest.LionMuon, "signmuon": steepest.SignMuon}[name]
+    for ours, theirs in zip(made.param_groups, kind(model, preset=key).param_groups, strict=True):
+        assert {k: v for k, v in ours.items() if k != "params"} == {k: v for k, v in theirs.items() if k != "params"}
+
+
+def test_a_preset_stands_for_its_rate_and_options() -> None:
+    written = MethodConfig.model_validate({"name": "lion", "preset": "130M"})
+    assert written == MethodConfig(
+        name="lion", lr=2e-4, options={"betas": (0.9, 0.98), "weight_decay": 0.0}, preset="130M"
+    )
+    assert "preset" not in written.model_dump()  # so that a run has the name that it has without the word
+    assert MethodConfig.model_validate({"name": "lion", "preset": "130M", "lr": 1e-3}).lr == 1e-3
+    row = StudyMethod.model_validate({"name": "lion", "preset": "130M"})
+    assert (row.grid, row.options) == ((2e-4,), {"betas": (0.9, 0.98), "weight_decay": 0.0})
+    assert StudyMethod.model_validate({"name": "lion", "preset": "130M", "grid": [1e-3, 2e-3]}).grid == (1e-3, 2e-3)
+    tuned = StudyMethod.model_validate({"name": "lion", "preset": "130M", "space": {"weight_decay": [0.0, 0.1]}})
+    assert tuned.options == {"betas": (0.9, 0.98)}
+    with pytest.raises(ValueError, match=r"lion: options.betas is \[0.9, 0.99\], and \(0.9, 0.98\) in the preset 130M"):
+        StudyMethod.model_validate({"name": "lion", "preset": "130M", "options": {"betas": [0.9, 0.99]}})
+    with pytest.raises(ValueError, match=r"unknown tuned setting of lion '130'.*Did you mean '130M'"):
+        MethodConfig.model_validate({"name": "lion", "preset": "130"})
+    with pytest.raises(ValueError, match=r"unknown optimizer 'lionn'"):
+        MethodConfig.model_validate({"name": "lionn", "preset": "130M"})
 
 
 def test_the_page_about_methods_has_every_one() -> None:

@@ -10,8 +10,10 @@ A file (YAML, TOML or JSON) and dotted overrides give the same nested keys as th
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,9 +34,32 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
+        """The schema with the meaning of each key from the docstring."""
+        made: dict[str, Any] = handler.resolve_ref_schema(handler(schema))
+        about, _, args = inspect.cleandoc(cls.__doc__ or "").partition("\n\nArgs:\n")
+        meanings = {match[1]: " ".join(match[2].split()) for match in _ARGUMENT.finditer(inspect.cleandoc(args))}
+        for name, key in made.get("properties", {}).items():
+            if name in meanings:
+                key["description"] = meanings[name]
+        return {**made, "description": about}
+
+
+# An argument in the docstring: its name, and what follows up to the next that begins at the margin.
+_ARGUMENT = re.compile(r"^(\w+): (.*(?:\n(?: +.*)?$)*)", re.MULTILINE)
+
 
 class ScheduleConfig(Strict):
-    """The learning-rate schedule; see `steepest.lab.schedules.Schedule` for the formula and the defaults' source."""
+    """The learning-rate schedule; see `steepest.lab.schedules.Schedule` for the formula and the defaults' source.
+
+    Args:
+        kind: "cosine", "linear", "wsd" (stable at the peak, then linear) or "constant".
+        warmup: steps if >= 1, else a fraction of the run.
+        final: the floor as a fraction of the peak.
+        start: the factor at the first step of the warm-up.
+        decay: length of the decay of "wsd"; steps if >= 1, else a fraction of the run.
+    """
 
     kind: str = "cosine"
     warmup: float = Field(default=0.1, ge=0)
@@ -50,7 +75,10 @@ class ScheduleConfig(Strict):
 class EvaluationConfig(Strict):
     """Evaluation on the same validation tokens every time: sum of token losses over their count.
 
-    `every` (steps; 0 = ten times a run) only decides how often, so it is no part of a run's identity.
+    Args:
+        tokens: validation tokens, the first ones of the held-out part.
+        batch_size: sequences per forward pass.
+        every: steps between evaluations; 0 = ten times a run. How often is no part of a run's identity.
     """
 
     tokens: int = Field(default=65_536, ge=1)
@@ -100,20 +128,50 @@ class Workload(Strict):
 
 
 class MethodConfig(Strict):
-    """An optimizer by its name in `steepest optimizers`, its learning rate (None: its default) and its options.
+    """An optimizer by its name in `steepest optimizers`.
 
-    `label` is how tables call this variant; it is no part of a run's identity.
+    Args:
+        name: as in `steepest optimizers`.
+        label: how tables call this variant; it is no part of a run's identity.
+        preset: tuned settings of a paper, as in `steepest optimizers show NAME` ("130M"): its rate and options.
+        lr: the learning rate. None: that of the preset, or the method's default.
+        options: of the method, by name.
     """
 
     name: str = "adamw"
     label: str | None = None
+    preset: str | None = Field(default=None, exclude=True)  # what it stands for is written out in the others
     lr: float | None = Field(default=None, ge=0)
     options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("preset") is None:
+            return values
+        rate, options = _preset(values)
+        return {**values, "lr": rate if values.get("lr") is None else values["lr"], "options": options}
 
     @field_validator("options", mode="before")
     @classmethod
     def _numbers(cls, options: Any) -> Any:
         return {key: _number(value) for key, value in options.items()} if isinstance(options, Mapping) else options
+
+
+def _preset(values: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
+    """The rate of the preset of a method, and its options with those that are given beside it."""
+    from steepest.lab import methods  # it knows this module
+    from steepest.lab.methods import presets
+
+    name, given = methods.find(str(values.get("name", "adamw"))).name, values.get("options") or {}
+    rate, options = presets.find(name, str(values["preset"]))
+    for key, value in given.items():
+        if key in options and canonical(_number(value)) != canonical(options[key]):
+            raise UserError(
+                f"{name}: options.{key} is {value}, and {options[key]} in the preset {values['preset']}; leave one out."
+            )
+    tuned = values.get("space") or {}
+    return rate, {**{key: value for key, value in options.items() if key not in tuned}, **given}
 
 
 class TrainConfig(Strict):
@@ -129,6 +187,7 @@ class TrainConfig(Strict):
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ...
         cache: folder of prepared data; None for the default.
         keep_checkpoint: keep the last checkpoint of a finished run.
+        tensorboard: write what is logged as events for TensorBoard too, into `events` in the run's folder.
     """
 
     workload: Workload = Workload()
@@ -143,6 +202,7 @@ class TrainConfig(Strict):
     device: str = "auto"
     cache: str | None = None
     keep_checkpoint: bool = True
+    tensorboard: bool = False
 
     @model_validator(mode="after")
     def _micro_batch_divides(self) -> TrainConfig:
@@ -183,6 +243,8 @@ class StudyMethod(Strict):
     Args:
         name: as in `steepest optimizers`.
         label: how tables call this variant; needed where one method is in a study twice.
+        preset: tuned settings of a paper, as in `steepest optimizers show NAME` ("130M"): its options, and its rate as
+            the grid if none is given.
         options: fixed options.
         grid: learning rates to try; short for ``space: {lr: [...]}``. None: the method's own.
         space: axes by name, "lr" or an option: a list of values or, for a sampled search, ``{low, high, log}``.
@@ -190,11 +252,21 @@ class StudyMethod(Strict):
 
     name: str
     label: str | None = None
+    preset: str | None = Field(default=None, exclude=True)
     options: dict[str, Any] = {}
     grid: tuple[float, ...] | None = None
     space: dict[str, Axis] = {}
 
     _numbers = field_validator("options", mode="before")(MethodConfig._numbers.__func__)  # type: ignore[attr-defined]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("preset") is None:
+            return values
+        rate, options = _preset(values)
+        tuned = values.get("grid") is not None or "lr" in (values.get("space") or {})
+        return {**values, "options": options, **({} if tuned else {"grid": (rate,)})}
 
     @field_validator("grid")
     @classmethod
@@ -258,8 +330,14 @@ class StudyConfig(Strict):
     @field_validator("name")
     @classmethod
     def _is_a_folder(cls, name: str) -> str:
-        if not name.strip() or name in (".", "..") or any(letter in name for letter in "/\\\0"):
-            raise UserError(f"the name of a study is the name of its folder, without / or \\; got {name!r}.")
+        if (
+            not name.strip()
+            or name in (".", "..")
+            or any(letter in "/\\" or not letter.isprintable() for letter in name)
+        ):
+            raise UserError(
+                f"the name of a study is the name of its folder, without / or \\ and on one line; got {name!r}."
+            )
         return name
 
     @field_validator("methods", mode="before")
@@ -349,7 +427,7 @@ FLAGS = {
     "device": "--device",
 }
 _ALWAYS = ("workload.model", "workload.data", "method.name", "method.lr", "workload.steps", "seed")
-_NEVER = ("purpose", "keep_checkpoint", "cache", "method.label")
+_NEVER = ("purpose", "keep_checkpoint", "tensorboard", "cache", "method.label")
 
 
 def command_line(config: TrainConfig, options: Mapping[str, Any]) -> str:

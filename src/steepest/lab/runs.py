@@ -25,7 +25,7 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import torch
 from torch import nn
@@ -33,6 +33,7 @@ from torch import nn
 from steepest.lab.errors import UserError, full_disk
 
 OVER = ("done", "diverged")
+_FINAL: dict[str, Any] = {"state": str, "step": int, "loss": float | int | None}  # what others rely on in final.json
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -51,13 +52,24 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file, or None when it does not exist."""
+    """Read a JSON file, or None when it does not exist.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged ({error}); remove it, or the run's folder, and start again.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:  # no JSON, or no text
+        raise damaged(path, str(error)) from None
+
+
+def damaged(path: Path, why: str) -> UserError:
+    """Build the error for a file whose content cannot be used."""
+    return UserError(f"{path} is damaged ({why}); remove it, or the run's folder, and start again.")
 
 
 class Lines:
@@ -95,9 +107,19 @@ class Lines:
 
 
 def last_line(path: Path) -> dict[str, Any] | None:
-    """The last row of a JSON-lines file; None when it is empty or missing."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return cast("dict[str, Any]", json.loads(lines[-1])) if lines else None
+    """The last row of a JSON-lines file; None when it is empty or missing.
+
+    Raises:
+        UserError: the line is no row.
+    """
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    try:
+        row = json.loads(lines[-1]) if lines else None
+    except ValueError as error:
+        raise damaged(path, f"last line: {error}") from None
+    if row is not None and not isinstance(row, dict):
+        raise damaged(path, "last line: no names and values")
+    return row
 
 
 class RunDirectory:
@@ -129,8 +151,20 @@ class RunDirectory:
         self.write("status", {"state": state, "step": step, "pid": os.getpid(), "updated": now()})
 
     def final(self) -> dict[str, Any] | None:
-        """final.json of a run that is over, else None."""
-        return cast("dict[str, Any] | None", self.read("final"))
+        """final.json of a run that is over, else None.
+
+        Raises:
+            UserError: it lacks the state, the step or the loss.
+        """
+        path, final = self.path / "final.json", self.read("final")
+        if final is None:
+            return None
+        if not isinstance(final, dict):
+            raise damaged(path, "no names and values")
+        missing = [name for name, kind in _FINAL.items() if not isinstance(final.get(name, ...), kind)]
+        if missing or final["state"] not in OVER:
+            raise damaged(path, f"no usable {' and '.join(missing or ['state'])}")
+        return final
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

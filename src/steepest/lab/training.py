@@ -24,6 +24,7 @@ from steepest.lab.config import TrainConfig, command_line, run_id
 from steepest.lab.data import Pack, RunningHash
 from steepest.lab.diagnostics import Diagnostics
 from steepest.lab.errors import UserError
+from steepest.lab.events import Events
 from steepest.lab.signals import Stop
 from steepest.lab.workloads import open_data, record_start, resolve
 
@@ -127,6 +128,7 @@ class _Training:
         self.diagnostics = Diagnostics(self.model, self.optimizer, gradients, config.diagnostics_every)
         self.evals = runs.Lines(directory.path / "evals.jsonl", offsets["evals"])
         self.metrics = runs.Lines(directory.path / "metrics.jsonl", offsets["metrics"])
+        self.events = Events(directory.path, self.step) if config.tensorboard else None
         facts = {
             "device": str(self.device),
             "precision": {"wanted": workload.precision, "used": self.precision, "seconds_per_step": timings},
@@ -146,6 +148,8 @@ class _Training:
         finally:
             self.metrics.close()
             self.evals.close()
+            if self.events is not None:
+                self.events.close()
         if fault is None and self.step < self.steps:
             self.directory.status("interrupted", self.step)
             return None
@@ -224,14 +228,17 @@ class _Training:
 
     def _log(self, loss: float, norm: float, speed: float) -> None:
         rates = (float(group["lr"]) for group in self.optimizer.param_groups)
-        self.metrics.write({
+        row = {
             **self._position(),
             "loss": _finite(loss),
             "lr": dict(zip(self.labels, rates, strict=True)),
             "grad_norm": _finite(norm),
             "tokens_per_second": round(speed, 1),
             **({"diagnostics": self.measured} if self.measured else {}),
-        })  # fmt: skip
+        }
+        self.metrics.write(row)
+        if self.events is not None:
+            self.events.write("train", row)
         self.measured = {}
 
     def _position(self) -> dict[str, Any]:
@@ -241,9 +248,10 @@ class _Training:
         """Append the loss on the fixed validation tokens, as a sum over tokens and their count."""
         with methods.evaluated_weights(self.optimizer):
             total, count = evaluate(self.model, self.validation, self.device, self.precision)
-        self.evals.write(
-            {**self._position(), "loss_sum": _finite(total), "count": count, **self._scores(total / count)}
-        )
+        row = {**self._position(), "loss_sum": _finite(total), "count": count, **self._scores(total / count)}
+        self.evals.write(row)
+        if self.events is not None:
+            self.events.write("validation", row)
 
     def _scores(self, loss: float) -> dict[str, float | None]:
         return {

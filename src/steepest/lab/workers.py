@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from steepest.lab.config import TrainConfig
-from steepest.lab.errors import UserError
+from steepest.lab.errors import UserError, full_disk
 from steepest.lab.signals import Stop
 
 _PRELOADED = (
@@ -32,7 +32,8 @@ _TIMED = 4  # steps of a calibration; an even number, so that methods of period 
 class Message:
     """What a worker says.
 
-    Kinds: "progress", "result", "fault" (a message for the user), "error" (a traceback), "crash" (the process is gone).
+    Kinds: "progress", "result", "fault" (a message for the user, about more than this job), "error" (of this job: a
+    message about a file, or a traceback), "crash" (the process is gone).
     """
 
     kind: str
@@ -176,6 +177,9 @@ def _work(connection: Connection, event: Event) -> None:
             reply = ("result", answer)
         except UserError as error:
             reply = ("fault", str(error))
+        except OSError as error:  # a full disk is every run's; somebody else's file in this run's folder is not
+            full = full_disk(error, Path(out), "writing in")
+            reply = ("error", str(error)) if full is None else ("fault", str(full))
         except Exception:
             reply = ("error", traceback.format_exc())
         try:
@@ -209,6 +213,7 @@ def _probe(config: TrainConfig, pack: Any) -> dict[str, Any]:
         precision = workload.precision
     return {
         "seconds_per_step": seconds.get(precision),
+        "device": device.type,
         "workload": describe(config, pack) | {"precision": precision},
         "versions": runs.versions(),
         "machine": runs.machine(),

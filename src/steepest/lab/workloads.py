@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from steepest.lab import methods, models, runs
+from steepest.lab import events, methods, models, runs
 from steepest.lab.config import TrainConfig, identity, plain
 from steepest.lab.data import Pack, prepare
 
@@ -27,8 +27,11 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """Fill in everything that names leave open: the method's defaults, the contents of a model's configuration file.
 
     Raises:
-        UserError: an unknown model, optimizer or option, or a bad value of one.
+        UserError: an unknown model, optimizer or option, or a bad value of one; or something that it needs is not
+            installed.
     """
+    if config.tensorboard:
+        events.writer_type()
     methods.check(config.method, config.workload.steps)
     workload = config.workload.model_copy(update={"model": models.inline(config.workload.model)})
     return config.model_copy(update={"workload": workload, "method": methods.resolve(config.method)})

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 PERIODS = (1, 2, 5, 20, 100, math.inf)
-_WARNING = (
+WARNING = (
     "phi is concave in 1/P on a log scale: its minimum is always at P = 1 or P = inf, never between. It cannot pick a "
     "period; runs can. Start from P = 2 or 5 with the spectral rate 5 P to 6 P times the sign rate."
 )
@@ -88,4 +88,4 @@ class TradeOff:
         rows = [f"{'P':>6}  {'phi(P)':>8}"]
         rows += [f"{'inf' if math.isinf(p) else f'{p:g}':>6}  {self.phi(p):8.3f}" for p in periods]
         parent = "Muon (P = 1)" if self.cheaper == 1 else "Lion (P = inf)"
-        return "\n".join([*rows, f"The theory's cheaper parent here is {parent}.", _WARNING])
+        return "\n".join([*rows, f"The theory's cheaper parent here is {parent}.", WARNING])

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import shutil
+from dataclasses import replace
 
 import pytest
 from fake_study import EVIL
 from grid_study import ARMS, MODEL_SECONDS, Arm, write_grid_study
+from jinja2 import Environment, FileSystemLoader
 from pages import Page
 
 from steepest.lab import report
+from steepest.lab.report import page as page_module
+from steepest.theory.period import TradeOff
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +88,71 @@ def test_curves_switch_to_flops_and_isolated_seconds(page):
     assert seconds[-1] == pytest.approx(minutes, rel=1e-5)
     assert "minutes" in spec["layouts"]["axis"]["seconds"]["xaxis"]["title"]["text"]
     assert "timed apart" in spec["layouts"]["axis"]["seconds"]["xaxis"]["title"]["text"]
+
+
+def test_how_far_a_step_moves_the_weights_is_a_table(tmp_path, no_figures):
+    write_grid_study(tmp_path, ARMS[:2], seeds=(1, 2), diagnostics=False)
+    account = json.loads((tmp_path / "accounting.json").read_text())
+    account["methods"]["AdamW"]["update_rms"] = {"mlp": 1.25e-3, "embedding": 4e-3}
+    account["methods"]["Lion"]["update_rms"] = {"mlp": 2.5e-4}
+    (tmp_path / "accounting.json").write_text(json.dumps(account))
+    page = Page(report.write(tmp_path))
+    assert "table-update-rms" in [a.get("id") for _, a in page.tags]
+    assert "How far a step moves the weights" in page.words("costs")
+    assert "Learning rates of two methods cannot be compared, these numbers can" in page.words("costs")
+    with (tmp_path / "tables" / "update-rms.csv").open() as file:
+        rows = {row["Method"]: row for row in csv.DictReader(file)}
+    assert rows["AdamW"] == {"Method": "AdamW", "embedding": "0.004", "mlp": "0.00125"}
+    assert rows["Lion"] == {"Method": "Lion", "embedding": "", "mlp": "0.00025"}
+    for entry in account["methods"].values():
+        entry["update_rms"] = None
+    (tmp_path / "accounting.json").write_text(json.dumps(account))
+    assert "update-rms" not in report.write(tmp_path).read_text()
+
+
+def log(run, **measured):
+    """Add a quantity to the diagnostics of a run."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if "diagnostics" in row:
+            row["diagnostics"] |= measured
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_logged_norm_ratios_become_phi_of_the_period(tmp_path, no_figures):
+    write_grid_study(tmp_path, ARMS[:2], seeds=(1, 2))
+    assert "table-period" not in report.write(tmp_path).read_text()
+    measured = {"alpha": 67.1, "rho_nuc": 13.6, "rho_1": 894.0, "l_2": 0.789, "l_inf": 857.0}
+    for run in (tmp_path / "runs").glob("adamw-*"):
+        log(run, **measured)
+    for run in (tmp_path / "runs").glob("lion-*"):
+        log(run, **measured | {"l_2": 0.0})  # there is no ratio to it
+    page = Page(report.write(tmp_path))
+    words = page.words("diagnostics")
+    assert "A diagnostic, and no choice of a period." in words
+    assert "It cannot pick a period; runs can." in words
+    with (tmp_path / "tables" / "period.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    trade = TradeOff.of(**measured)
+    assert float(row["phi(2)"]) == pytest.approx(trade.phi(2), rel=1e-5)
+    assert float(row["phi(inf)"]) == pytest.approx(trade.phi(math.inf), rel=1e-5)
+    assert (row["Method"], row["phi(1)"], row["Cheaper"]) == ("AdamW", "1", "Lion")
+
+
+def test_texts_of_buttons_are_escaped_once(tmp_path, no_figures):
+    label = "<i>L</i> & M"
+    arms = (ARMS[0], replace(ARMS[2], label=label))
+    write_grid_study(tmp_path, arms, seeds=(1, 2))
+    for run in (tmp_path / "runs").iterdir():
+        log(run, saturation={"<b>r</b>": 0.5})
+    page = Page(report.write(tmp_path))
+    assert page.errors == []
+    assert ">&lt;b&gt;r&lt;/b&gt;</button>" in page.source
+    assert ">&lt;i&gt;L&lt;/i&gt; &amp; M: learning rate, sign lr ratio</button>" in page.source
+    environment = Environment(loader=FileSystemLoader(page_module._TEMPLATES), autoescape=True)
+    template = '{% import "parts.html.j2" as parts %}{% call parts.figure(charts, "f", "alt") %}words{% endcall %}'
+    charts = {"f": {"controls": [{"name": "n", "label": "l", "options": [["v", "<script>x</script>"]]}]}}
+    assert "<script>" not in environment.from_string(template).render(charts=charts)
 
 
 def test_dominated_points_are_grey_and_hover_has_the_command(page):

@@ -20,7 +20,7 @@ def records(folder):
 def printed(folder, width=80) -> str:
     console = Console(width=width, force_terminal=False, color_system=None)
     with console.capture() as capture:
-        console.print(terminal_table(read_study(folder)))
+        console.print(terminal_table(read_study(folder), width))
     return capture.get()
 
 
@@ -65,6 +65,22 @@ def test_terminal_table_fits_80_columns(clean):
     assert "not decided" in text
     assert "Lion: open edge" in text
     assert text.index("Muon ") < text.index("AdamW  ") < text.index("Signum ")
+
+
+@pytest.mark.parametrize(
+    ("width", "gone"), [(120, []), (80, ["PPL"]), (72, ["PPL", "B/param"]), (54, ["LR", "PPL", "B/param"])]
+)
+def test_a_narrow_terminal_keeps_the_verdict_whole(tmp_path, width, gone):
+    labels = {"adamw": "AdamW, betas of GPT-3", "muon": "Muon with Nesterov's momentum"}
+    write_study(tmp_path, ("adamw", "lion_muon", "muon", "sign_muon"), seeds=(1, 2), labels=labels)
+    lines = printed(tmp_path, width).splitlines()
+    assert max(map(len, lines)) <= width
+    titles = next(line for line in lines if "Val loss" in line)
+    assert [title for title in ("LR", "PPL", "B/param") if title not in titles] == gone
+    assert titles.rstrip().endswith("Verdict")
+    rows = [line.rstrip() for line in lines if "±" in line and "vs" not in line]
+    assert len(rows) == 4
+    assert all(row.endswith(("baseline", "better", "worse", "not decided")) for row in rows)
 
 
 def test_terminal_table_shows_labels_as_they_are(tmp_path):

@@ -176,6 +176,12 @@ def test_sentences_about_images_follow_the_numbers() -> None:
     assert "none on its edge" in told
 
 
+def test_an_arm_that_only_some_images_have_is_drawn_there(tmp_path: Path) -> None:
+    results = fake_results(VISION, {})
+    assert len({len(VISION.arms_of(case)) for case in results.cases}) == 2
+    assert (tmp_path / "differences.svg") in write(results, tmp_path)
+
+
 # LoRA
 
 

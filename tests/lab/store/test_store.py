@@ -1,9 +1,10 @@
-"""The index is a cache of the run directories; what it lists, exports, cleans and imports is what stands in them."""
+"""The index is a cache of the run directories; what it lists, exports and cleans is what stands in them."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import time
 from pathlib import Path
@@ -16,10 +17,9 @@ from small_runs import tiny
 from steepest.lab import runs
 from steepest.lab.cli import main
 from steepest.lab.errors import UserError
-from steepest.lab.results import headline, read_study
 from steepest.lab.store import Index, cleaning, exporting
 from steepest.lab.store.comparing import differences
-from steepest.lab.store.importing import import_summaries
+from steepest.lab.studies.claims import Claims
 from steepest.lab.training import train
 
 
@@ -117,6 +117,124 @@ def test_damaged_runs_are_listed_with_what_is_wrong(root: Path) -> None:
     assert found["dddd"].state == "done"
 
 
+GONE = 2**22 + 1  # above the largest number of a process
+
+
+def states(root: Path) -> dict[str, str]:
+    return {e.run_id[-4:]: e.state for e in Index(root).refresh()}
+
+
+def age(folder: Path, seconds: float) -> None:
+    for file in folder.rglob("*"):
+        os.utime(file, (time.time() - seconds,) * 2)
+
+
+def test_a_run_whose_process_is_gone_is_interrupted(root: Path) -> None:
+    folder = root / "first/runs/lion-lr0.0003-s2-cccc"
+    age(folder, 3600)
+    assert states(root)["cccc"] == "running"  # slow, and its process is there
+    runs.RunDirectory(folder).write("status", {"state": "running", "step": 5, "pid": GONE})
+    assert states(root)["cccc"] == "running"  # of another machine, and new
+    age(folder, 59)
+    assert states(root)["cccc"] == "running"
+    age(folder, 61)
+    assert states(root)["cccc"] == "interrupted"  # although the index has it as running
+    assert [e.run_id[-4:] for e in Index(root).list(state="interrupted")] == ["cccc"]
+    assert Index(root).list(state="running") == []
+
+
+def test_a_claimed_run_is_running_while_its_owner_is_there(root: Path) -> None:
+    folder = root / "first/runs/lion-lr0.0003-s2-cccc"
+    runs.RunDirectory(folder).write("status", {"state": "running", "step": 5, "pid": GONE})
+    age(folder, 3600)
+    with Claims() as claims:
+        assert claims.take(folder)
+        owner = json.loads((folder / "claim/owner.json").read_text())
+        age(folder, 3600)
+        assert states(root)["cccc"] == "running"  # the owner lives here
+        (folder / "claim/owner.json").write_text(json.dumps(owner | {"pid": GONE}))
+        assert states(root)["cccc"] == "interrupted"  # killed just now
+        (folder / "claim/owner.json").write_text(json.dumps(owner | {"pid": GONE, "host": "elsewhere"}))
+        assert states(root)["cccc"] == "running"  # renewed just now
+        age(folder, 61)
+        assert states(root)["cccc"] == "interrupted"
+        (folder / "claim/owner.json").write_text(json.dumps(owner | {"host": "elsewhere"}))
+        age(folder, 61)
+        assert states(root)["cccc"] == "interrupted"  # a number of there that lives here says nothing
+
+
+def test_a_damaged_status_is_no_process(root: Path) -> None:
+    folder = root / "first/runs/lion-lr0.0003-s2-cccc"
+    for pid in (-1, 0, 10**30, "1", None, [1]):
+        runs.RunDirectory(folder).write("status", {"state": "running", "step": 5, "pid": pid})
+        age(folder, 3600)
+        assert states(root)["cccc"] == "interrupted"
+
+
+def test_links_count_once_and_loops_end(root: Path, tmp_path: Path) -> None:
+    expected = [e.path for e in Index(root).refresh()]
+    (root / "again").symlink_to(root)
+    (root / "first" / "again").symlink_to(root / "first", target_is_directory=True)
+    (root / "first" / "runs" / "up").symlink_to("../..")
+    (root / "above").symlink_to("/")
+    (root / "itself").symlink_to("itself")
+    (root / "nowhere").symlink_to("gone")
+    (root / "a file").symlink_to(root / "index.sqlite")
+    (root / "0 sorted before").symlink_to(root / "first")
+    index = Index(root)
+    assert [e.path for e in index.refresh()] == expected
+    assert index.problems == []
+    elsewhere = make_run(tmp_path / "disk" / "runs" / "sgd-lr1-s1-eeee", "sgd", 1.0)
+    (root / "second").symlink_to(elsewhere.parent.parent)
+    assert [e.path for e in Index(root).refresh()] == [*expected, "second/runs/sgd-lr1-s1-eeee"]
+
+
+def test_a_folder_of_somebody_else_is_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if Path(path) == root / "first":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # whoever runs the tests may be allowed everything
+    assert main(["ls", str(root)]) == 0
+    captured = capsys.readouterr()
+    assert "1 runs" in captured.out
+    assert f"note: {root / 'first'} cannot be read: Permission denied" in captured.err
+
+
+def test_runs_that_come_and_go_while_they_are_listed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from steepest.lab.store import index as module
+
+    signature = module._signature
+
+    def meanwhile(folder: Path) -> str:
+        made = signature(folder)
+        if folder.name.endswith("bbbb"):
+            shutil.rmtree(folder)
+            shutil.rmtree(root / "adamw-lr0.002-s1-dddd", ignore_errors=True)
+        return made
+
+    monkeypatch.setattr(module, "_signature", meanwhile)
+    assert set(states(root)) <= {"aaaa", "bbbb", "cccc", "dddd"}
+    assert set(states(root)) == {"aaaa", "cccc"}
+
+
+def test_a_full_disk_loses_no_list(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Index._open
+
+    def full(path: str) -> sqlite3.Connection:
+        connection = opened(path)
+        connection.execute("PRAGMA query_only=1")
+        return connection
+
+    monkeypatch.setattr(Index, "_open", staticmethod(full))
+    assert len(Index(root).refresh()) == 4
+
+
 def test_a_run_is_found_by_part_of_its_name(root: Path) -> None:
     index = Index(root)
     assert index.find("bbbb").name == "lion-lr0.0003-s1-bbbb"
@@ -199,60 +317,6 @@ def test_only_what_nobody_needs_goes(cache: Path, tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in kept} == kept
 
 
-def summary(folder: Path, losses: list[float], **args: Any) -> None:
-    folder.mkdir(parents=True)
-    given = {
-        "iterations": 64_000, "eval_interval": 500, "log_interval": 50, "batch_size": 32, "acc_steps": 2, "seed": 0,
-        "sequence_length": 512, "world_size": 1, "dataset": "fineweb", "model": "base", "n_embd": 768, "n_layer": 12,
-        "tokenizer": "gpt2", "scheduler": "cos", "warmup_steps": 3000, "grad_clip": 0.5, "dtype": "bfloat16",
-        "opt": "adamw", "lr": 5e-4, "muon_lr_factor": 0.02, **args,
-    }  # fmt: skip
-    value = {"train_loss": [4.0, 3.9], "val_loss": losses, "val_pp": [], "wall_time": 6400.0, "args": given}
-    (folder / "summary.json").write_text(json.dumps(value))
-
-
-def test_published_runs_are_taken_in(tmp_path: Path) -> None:
-    curve = [10.0 - i / 20 for i in range(129)]
-    summary(tmp_path / "exps" / "fw_adamw", curve)
-    summary(
-        tmp_path / "exps" / "fw_lionmuon_k2", [*curve[:-2], 3.4, 3.5], opt="lion_muon", lr=1e-3, muon_lr_factor=2e-3
-    )
-    summary(tmp_path / "exps" / "fw_bad", [*curve[:-1], float("nan")], opt="lion")
-    summary(tmp_path / "exps" / "other", [9.0, 8.0], iterations=500, dataset="wikitext")
-    made = import_summaries(tmp_path / "exps", tmp_path / "out")
-    assert made == {
-        "fineweb-base-d768-64000": ["fw_adamw", "fw_bad", "fw_lionmuon_k2"],
-        "wikitext-base-d768-500": ["other"],
-    }
-    study = read_study(tmp_path / "out" / "fineweb-base-d768-64000")
-    assert not study.problems
-    rows = {row.method.label: row for row in headline(study)}
-    assert rows["fw_lionmuon_k2"].losses == {0: 3.5}  # the last, not the best
-    assert rows["fw_lionmuon_k2"].method.best_lr == 2e-3  # the spectral rate
-    assert rows["fw_bad"].states["diverged"] == 1
-    folder = tmp_path / "out" / "fineweb-base-d768-64000" / "runs" / "fw_lionmuon_k2"
-    final = json.loads((folder / "final.json").read_text())
-    assert (final["best_loss"], final["tokens"], final["seconds"]) == (3.4, 64_000 * 32 * 2 * 512, 6400.0)
-    evals = [json.loads(line) for line in (folder / "evals.jsonl").open()]
-    assert [row["step"] for row in evals[:2]] + [evals[-1]["step"]] == [0, 500, 64_000]
-    assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()] == [50, 100]
-    assert import_summaries(tmp_path / "exps", tmp_path / "out") == made  # again: nothing is lost
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[]", '{"val_loss": [], "args": {}}', '{"val_loss": [1.0], "args": {"iterations": 3}}']
-)
-def test_what_is_no_summary_is_refused_before_anything_is_written(tmp_path: Path, text: str) -> None:
-    summary(tmp_path / "exps" / "good", [9.0, 8.0])
-    (tmp_path / "exps" / "zbad").mkdir()
-    (tmp_path / "exps" / "zbad" / "summary.json").write_text(text)
-    with pytest.raises(UserError, match=r"zbad/summary\.json is no summary of llm-baselines"):
-        import_summaries(tmp_path / "exps", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match=r"there is no summary\.json below"):
-        import_summaries(tmp_path / "nothing", tmp_path / "out")
-
-
 def test_the_commands(root: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["ls", str(root), "--sort", "loss"]) == 0
     out = capsys.readouterr().out
@@ -273,3 +337,68 @@ def test_the_commands(root: Path, capsys: pytest.CaptureFixture[str], tmp_path: 
     assert main(["export", str(root), "--format", "parket"]) == 2
     assert "Did you mean 'parquet'" in capsys.readouterr().err
     assert main(["show", "nothing", "--root", str(root)]) == 2
+
+
+def test_the_tail_of_what_is_damaged(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = root / "first/runs/lion-lr0.0003-s1-bbbb/metrics.jsonl"
+    rows = [
+        '{"step": 1, "loss": 2.5, "lr": 3}',
+        '{"step": "2.0", "loss": "\\u001b[2Jno number", "lr": {"a": "b", "c": 1e-3}}',
+        "[1]", '{"step": 4, "loss": [1], "lr": [1], "tokens_per_second": "fast"}', '{"step": 5, "lr": null}',
+    ]  # fmt: skip
+    file.write_text("\n".join(rows) + "\n")
+    assert main(["tail", "bbbb", "--root", str(root)]) == 0
+    captured = capsys.readouterr()
+    assert [line.split() for line in captured.out.splitlines()] == [
+        ["step", "1", "loss", "2.5000", "0", "tokens/s", "lr", "3"],
+        ["step", "2", "loss", '"\\u001b[2Jno', 'number"', "0", "tokens/s", "a", '"b"', "c", "0.001"],
+        ["step", "4", "loss", "[1]", '"fast"', "tokens/s", "lr", "[1]"],
+        ["step", "5", "0", "tokens/s"],
+    ]
+    assert "metrics.jsonl: line 3 cannot be read and is left out" in captured.err
+
+
+def test_a_tail_that_shows_nothing_says_why(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = root / "first/runs/lion-lr0.0003-s1-bbbb/metrics.jsonl"
+    file.unlink()
+    assert main(["tail", "bbbb", "--root", str(root)]) == 2
+    assert "(done) has no step to show yet" in capsys.readouterr().err
+    file.mkdir()  # nobody can read this as a file, whatever they are allowed
+    for follow in ([], ["-f"]):
+        assert main(["tail", "bbbb", "--root", str(root), *follow]) == 2
+        captured = capsys.readouterr()
+        assert "metrics.jsonl cannot be read: Is a directory" in captured.err
+        assert captured.out == ""
+
+
+def test_following_a_run_ends_with_it(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = root / "first/runs/lion-lr0.0003-s2-cccc"
+    runs.RunDirectory(folder).write("status", {"state": "running", "step": 5, "pid": GONE})
+    age(folder, 3600)
+    assert main(["tail", "cccc", "--root", str(root), "-f", "-n", "3"]) == 0  # killed: it would wait for ever
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["8", "9", "10"]
+
+
+def test_showing_what_is_damaged(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = root / "adamw-lr0.002-s1-dddd"
+    (folder / "config.json").write_text('{"method": "adamw", "seed": 1}')
+    (folder / "env.json").write_text('{"torn')
+    (folder / "final.json").write_text("[1]")
+    assert main(["show", "dddd", "--root", str(root)]) == 0
+    assert "env.json cannot be read" in capsys.readouterr().out
+
+
+def test_tables_of_what_is_damaged(root: Path, tmp_path: Path) -> None:
+    file = root / "adamw-lr0.002-s1-dddd" / "metrics.jsonl"
+    file.write_text('{"step": 1, "loss": "no number", "lr": 3, "x": [1, 2], "path": 1}\n{"step": "2", "x": "a"}\n')
+    written = exporting.parquet(Index(root).refresh(), root, tmp_path / "out")
+    metrics = polars.read_parquet(written[1]).filter(polars.col("path").str.contains("dddd"))
+    assert metrics["step"].to_list() == [1, 2]
+    assert metrics["loss"].to_list() == [None, None]
+    exporting.tensorboard(Index(root).list(text="dddd"), root, tmp_path / "events")
+
+
+def test_a_link_to_checkpoints_is_left(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (root / "adamw-lr0.002-s1-dddd" / "ckpt").symlink_to(tmp_path / "elsewhere")
+    assert cleaning.garbage(root) == []

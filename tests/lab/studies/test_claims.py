@@ -10,6 +10,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from steepest.lab.studies.claims import Claims, is_claimed
 
 
@@ -63,6 +65,47 @@ def test_an_owner_elsewhere_is_believed_as_long_as_it_renews(tmp_path: Path) -> 
     assert not here.take(tmp_path)
     of_another_machine(tmp_path, age=70)
     assert here.take(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", '{"host": "a', "[]", "5", "{}", '{"host": "a", "pid": 1}', "\\xff"])
+def test_a_claim_that_names_no_owner_is_free_after_a_while(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "claim" / "owner.json"
+    path.parent.mkdir()
+    path.write_bytes(text.encode("latin-1"))
+    takers = [Claims(stale=60) for _ in range(8)]
+    os.utime(path, (time.time() - 50, time.time() - 50))
+    assert not takers[0].take(tmp_path)
+    os.utime(path, (time.time() - 70, time.time() - 70))
+    assert [claims.take(tmp_path) for claims in takers] == [True] + [False] * 7
+    takers[0].release(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_many_that_find_no_owner_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "claim" / "owner.json"
+    path.parent.mkdir()
+    path.touch()
+    os.utime(path, (0, 0))
+    first, second = Claims(), Claims()
+    rename = os.rename
+
+    def meanwhile(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "rename", rename)
+        assert first.take(tmp_path)  # the second has just found the claim stale
+        os.rename(source, target)
+
+    monkeypatch.setattr(os, "rename", meanwhile)
+    assert not second.take(tmp_path)
+    assert json.loads(path.read_text())["token"] == first._token
+
+
+def test_a_claim_is_on_the_disk_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    for name in ("fsync", "rename"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, name=name, real=real: (order.append(name), real(*a)))
+    assert Claims().take(tmp_path)
+    assert order == ["fsync", "rename"]
 
 
 def test_claims_are_renewed_and_a_lost_one_is_noticed(tmp_path: Path) -> None:

@@ -65,6 +65,13 @@ def test_growth_is_counted_per_axis_and_recorded_per_point() -> None:
     assert tuning.axes() == {"lr": [1e-3, 2e-3, 4e-3, 8e-3]}
 
 
+def test_a_grid_grows_again_to_what_was_tried_and_no_further() -> None:
+    tuning = GridTuning(Grid({"lr": (1e-3, 2e-3)}), 0, lambda point: True, [{"lr": 2e-3}, {"lr": 4e-3}])
+    assert tuning.judge({key(point): -point["lr"] for point in tuning.points()})[1]
+    found, more = tuning.judge({key(point): -point["lr"] for point in tuning.points()})
+    assert (found.best, found.open_axes, more) == ({"lr": 4e-3}, ("lr",), False)
+
+
 def study(**changed: Any) -> StudyConfig:
     return validate(StudyConfig, {"methods": ["adamw"], **changed})
 
@@ -137,6 +144,8 @@ def test_the_ends_of_a_range_are_open() -> None:
         ),
         ({"search": "anneal"}, "search: input should be 'grid', 'random', 'quasi-random' or 'tpe'"),
         ({"name": "../elsewhere"}, "without / or"),
+        ({"name": "two\nlines"}, "without / or"),
+        ({"name": "red\x1b[31m"}, "without / or"),
         ({"seeds": [0, 1]}, "different from each other and from tuning_seed"),
     ],
 )

@@ -1,22 +1,29 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small_runs import lines, tiny
 
-from steepest.lab import methods, runs
-from steepest.lab.config import StudyConfig, TrainConfig, validate
+from steepest.lab import methods, runs, workers
+from steepest.lab.config import StudyConfig, TrainConfig, run_id, validate
+from steepest.lab.data import Pack
 from steepest.lab.errors import UserError
 from steepest.lab.results import headline, read_study
 from steepest.lab.signals import Stop
 from steepest.lab.studies import Study, Watcher, choose
 from steepest.lab.studies import study as module
+from steepest.lab.studies.claims import Claims
+from steepest.lab.studies.execution import Execution
 from steepest.lab.studies.plan import Plan
+from steepest.lab.workloads import resolve
 
 
 def study(cache: Path, out: Path, **changes: Any) -> Study:
@@ -47,7 +54,7 @@ def test_the_best_rate_and_where_to_look_next(grid: list[float], losses: list[fl
     assert choose(grid, dict(zip(grid, losses, strict=True))) == expected
 
 
-class Pack:
+class NoData:
     sha256 = "sha"
 
 
@@ -56,8 +63,13 @@ class Disk:
 
     def __init__(self, study: Study) -> None:
         self.study = study
-        study._pack = Pack()  # type: ignore[assignment]
-        study.facts = {"workload": {"precision": "fp32"}, "calibration": {}}
+        study._pack = NoData()  # type: ignore[assignment]
+        study.folder.mkdir(exist_ok=True)
+        study.refresh()
+        study.facts = study.facts or {
+            "created": "", "command": "", "versions": runs.versions(), "machine": {"gpus": []}, "device": "cpu",
+            "workload": {"precision": "fp32", "data": {"sha256": "sha"}}, "seconds_per_step": None, "calibration": {},
+        }  # fmt: skip
         self.carried_out: list[TrainConfig] = []
 
     def carry_out(self, loss: Any) -> Plan:
@@ -69,7 +81,7 @@ class Disk:
             assert {"tune", "final"} not in purposes.values()  # a rate is final once all its rivals are known
             for config in map(self.study.configure, plan.todo):
                 value = loss(config.method.name, config.method.lr, config.seed)
-                final = {"state": "done" if value is not None else "diverged", "loss": value}
+                final = {"state": "done" if value is not None else "diverged", "step": 12, "loss": value}
                 path = self.study.runs / self.study.name_of(config)
                 path.mkdir(parents=True)
                 runs.write_json(path / "final.json", final)
@@ -121,6 +133,227 @@ def test_a_method_that_always_diverges_has_no_winner(cache: Path, tmp_path: Path
     assert lion.axes["lr"] == [2e-4, *methods.find("lion").grid]
 
 
+def test_what_was_tried_is_kept_when_grids_may_grow_less(cache: Path, tmp_path: Path) -> None:
+    values = {"methods": [{"name": "adamw", "grid": [1e-3, 2e-3]}]}
+    before = Disk(study(cache, tmp_path, **values, extend=2))
+    before.study.write(before.carry_out(lambda name, lr, seed: 1 / lr))
+    after = Disk(study(cache, tmp_path, **values, extend=0))
+    plan = after.carry_out(lambda name, lr, seed: 1 / lr)
+    assert not after.carried_out
+    assert plan.rows[0].axes["lr"] == [1e-3, 2e-3, 4e-3, 8e-3]
+    assert (plan.rows[0].best, plan.rows[0].open_axes) == ({"lr": 8e-3}, ("lr",))
+    after.study.write(plan)
+    again = Disk(study(cache, tmp_path, **values, extend=0))  # and the record of it is kept
+    assert again.study.plan().rows[0].best == {"lr": 8e-3}
+
+
+class IdlePool:
+    """Takes every job, and says what it is told to."""
+
+    def __init__(self, *messages: workers.Message) -> None:
+        self.messages = list(messages)
+        self.jobs: list[str] = []
+
+    @property
+    def idle(self) -> tuple[int, ...]:
+        return () if any(job.startswith("train") for job in self.jobs) else (0,)
+
+    def submit(self, worker: int, job: str, config: TrainConfig, out: Path) -> None:
+        self.jobs.append(f"{job} {config.method.name} {config.method.lr:g}")
+
+    def receive(self, timeout: float) -> list[workers.Message]:
+        return self.messages
+
+
+def execution(study: Study, pool: IdlePool, claims: Any = None, watch: Watcher | None = None) -> Execution:
+    return Execution(study, pool, claims or Claims(), watch or Watcher(), Stop())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": [{"name": "adamw", "grid": [1e-3, 2e-3]}, "lion"]}, "the method 'lion' is there"),
+        ({"seeds": [1, 2, 3]}, "seeds [3] are there"),
+        ({"methods": [{"name": "adamw", "grid": [1e-3, 2e-3, 4e-3]}]}, "grid is [0.001, 0.002, 0.004] there"),
+        ({"extend": 2}, "extend is 2 there and 1 now"),
+    ],
+)
+def test_a_study_that_another_process_has_grown_is_left_as_it_is(
+    cache: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    values: dict[str, Any] = {"methods": [{"name": "adamw", "grid": [1e-3, 2e-3]}]}
+    old = Disk(study(cache, tmp_path, **values)).study
+    old.write(old.plan())
+    old.write(old.plan())
+    same = Disk(study(cache, tmp_path, **values)).study
+    same.write(same.plan())
+    old.write(old.plan())
+    new = Disk(study(cache, tmp_path, **(values | changes))).study
+    new.write(new.plan())
+    content = (tmp_path / "compare" / "study.json").read_text()
+    with pytest.raises(UserError, match=r"another process has grown the study.*All runs are saved") as caught:
+        old.write(old.plan())
+    assert message in str(caught.value)
+    running = execution(same, pool := IdlePool())
+    running._advance()
+    assert message in str(running._fault)  # what is under way ends in an orderly way, and nothing new begins
+    assert not pool.jobs
+    assert (tmp_path / "compare" / "study.json").read_text() == content
+    new.write(new.plan())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{}", "5", "\xff", '{"state": "done", "step": 12}', '{"state": "done", "step": 12, "loss": "low"}'),
+        *('{"state": "running", "step": 12, "loss": 1.0}', '{"state": [], "step": 12, "loss": 1.0}'),
+    ],
+)
+def test_a_damaged_result_is_named(cache: Path, tmp_path: Path, text: str) -> None:
+    disk = Disk(study(cache, tmp_path))
+    folder = disk.study.runs / disk.study.name_of(disk.study.configure(disk.study.plan().todo[0]))
+    folder.mkdir(parents=True)
+    (folder / "final.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"final\.json is damaged .*; remove it"):
+        disk.study.plan()
+
+
+@pytest.mark.parametrize("change", ["config", "workload", "versions", "methods", "calibration", None])
+def test_a_damaged_study_is_named(cache: Path, tmp_path: Path, change: str | None) -> None:
+    disk = Disk(study(cache, tmp_path))
+    disk.study.write(disk.study.plan())
+    path = tmp_path / "compare" / "study.json"
+    content = json.loads(path.read_text())
+    for damage in ({}, [], 5, None) if change else ([], 5, "study"):
+        path.write_text(json.dumps({**content, change: damage} if change else damage))
+        if change == "calibration" and not damage:
+            continue  # nothing was timed yet
+        if change == "versions" and damage == {}:
+            continue  # other versions
+        with pytest.raises(UserError, match=r"study\.json is damaged .*; remove it"):
+            study_of_no_data(cache, tmp_path).refresh()
+
+
+def study_of_no_data(cache: Path, out: Path, **changes: Any) -> Study:
+    found = study(cache, out, **changes)
+    found._pack = NoData()  # type: ignore[assignment]
+    return found
+
+
+@pytest.mark.parametrize("line", ['{"loss": 1.', "5", "\xff"])
+def test_a_damaged_last_line_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "evals.jsonl"
+    path.write_bytes(f'{{"loss": 2.0}}\n{line}\n'.encode("latin-1"))
+    with pytest.raises(UserError, match=r"evals\.jsonl is damaged .*last line.*; remove it"):
+        runs.last_line(path)
+
+
+def test_a_study_stays_on_one_type_of_device(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(study(cache, tmp_path))
+    disk.study.write(disk.study.plan())
+    study_of_no_data(cache, tmp_path, device="cpu:0").refresh()
+    with pytest.raises(UserError, match=r"was begun on cpu, and device 'cuda:1' is cuda here.* Set device to cpu"):
+        study_of_no_data(cache, tmp_path, device="cuda:1").refresh()
+    monkeypatch.setattr(module, "pick_device", lambda name: torch.device("cuda"))
+    with pytest.raises(UserError, match="was begun on cpu, and device 'auto' is cuda here"):
+        study_of_no_data(cache, tmp_path, device="auto").refresh()
+    path = tmp_path / "compare" / "study.json"
+    content = json.loads(path.read_text())
+    del content["device"]  # of an earlier version
+    path.write_text(json.dumps(content))
+    found = study_of_no_data(cache, tmp_path, device="auto")
+    found.refresh()
+    assert found.facts["device"] == "cuda"
+
+
+def test_a_dead_worker_is_named_with_what_it_did(cache: Path, tmp_path: Path) -> None:
+    disk = Disk(study(cache, tmp_path))
+    crash = workers.Message("crash", 0, "the worker process ended with exit code 1")
+    asking = execution(disk.study, IdlePool(crash))
+    with pytest.raises(UserError, match=r"^describing the workload failed: the worker process ended with exit code 1"):
+        asking._ask("probe", disk.study.base)
+    config = disk.study.uncalibrated()["lionmuon"]
+    with pytest.raises(UserError, match=r"^timing the steps of lionmuon failed: the worker process ended"):
+        asking._ask("calibrate", config)
+    fault = execution(disk.study, IdlePool(workers.Message("fault", 0, "the disk is full")))
+    with pytest.raises(UserError, match=r"^the disk is full"):
+        fault._ask("calibrate", config)
+
+
+class Parent:
+    """The other end of a worker's connection."""
+
+    def __init__(self, *jobs: Any) -> None:
+        self.jobs, self.said = [*jobs, None], list[Any]()
+
+    def recv(self) -> Any:
+        return self.jobs.pop(0)
+
+    def send(self, message: Any) -> None:
+        self.said.append(message)
+
+
+def test_a_file_that_cannot_be_opened_fails_one_run_in_one_line(
+    cache: Path, pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = resolve(tiny(cache)), resolve(tiny(cache, seed=1))
+    (tmp_path / run_id(bad, pack.sha256) / "metrics.jsonl").mkdir(parents=True)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    parent = Parent(("train", bad, str(tmp_path)), ("train", good, str(tmp_path)))
+    workers._work(parent, threading.Event())  # type: ignore[arg-type]
+    answers = [(kind, content) for kind, content in parent.said if kind != "progress"]
+    assert [kind for kind, _ in answers] == ["error", "result"]  # a "fault" would end the study
+    assert "metrics.jsonl" in answers[0][1]
+    assert "\n" not in answers[0][1]
+    assert answers[1][1].state == "done"
+
+
+def test_a_full_disk_ends_the_study(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("steepest.lab.training.train", full)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    parent = Parent(("train", resolve(tiny(cache)), str(tmp_path)))
+    workers._work(parent, threading.Event())  # type: ignore[arg-type]
+    ((kind, message),) = parent.said
+    assert kind == "fault"
+    assert message.startswith("the disk is full")
+
+
+@pytest.mark.parametrize("status", ['{"step": 4}', "{}", "[]", "{", None])
+def test_a_run_may_fail_with_a_damaged_status(cache: Path, tmp_path: Path, status: str | None) -> None:
+    disk = Disk(study(cache, tmp_path))
+    config = disk.study.configure(disk.study.plan().todo[0])
+    folder = disk.study.runs / disk.study.name_of(config)
+    folder.mkdir(parents=True)
+    if status is not None:
+        (folder / "status.json").write_text(status)
+    execution(disk.study, IdlePool())._ended(config, workers.Message("error", 0, "[Errno 13] Permission denied"))
+    assert list(disk.study.failed.values()) == ["[Errno 13] Permission denied"]
+
+
+def test_a_folder_that_cannot_be_claimed_fails_one_run(cache: Path, tmp_path: Path) -> None:
+    class Refused(Claims):
+        def take(self, folder: Path) -> bool:
+            if folder.name.startswith("adamw-lr0.01-"):
+                raise PermissionError(13, "Permission denied", str(folder))
+            return super().take(folder)
+
+    class Heard(Watcher):
+        def ended(self, config: TrainConfig, worker: int, state: str, loss: float | None, message: str) -> None:
+            heard.append((config.method.lr, state, message))
+
+    heard: list[Any] = []
+    disk, pool = Disk(study(cache, tmp_path)), IdlePool()
+    execution(disk.study, pool, Refused(), Heard())._advance()
+    ((name, message),) = disk.study.failed.items()
+    assert name.startswith("adamw-lr0.01-")
+    assert "Permission denied" in message
+    assert heard == [(0.01, "failed", message)]
+    assert pool.jobs == ["train adamw 0.02"]  # the worker goes on with the next
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -131,6 +364,12 @@ def test_a_method_that_always_diverges_has_no_winner(cache: Path, tmp_path: Path
         ({"methods": ["lion"]}, "unknown baseline 'adamw'"),
         ({"methods": [{"name": "adamw", "grid": [1e-3, 1e-3]}]}, "different positive values"),
         ({"methods": [{"name": "adamw", "gird": [1e-3]}]}, "unknown key 'methods.0.gird'. Did you mean 'grid'"),
+        (
+            {"trials": 2, "methods": ["adamw", {"name": "lionmuon", "space": {"perod": [2, 5]}}]},
+            "unknown option.*'perod'",
+        ),
+        ({"workload": {"model": {"preset": "tiny", "hiden_size": 32}}}, "unknown key of model .*'hiden_size'"),
+        ({"workload": {"model": "tiny", "sequence_length": 5000}}, "sequence_length 5000 is longer than"),
     ],
 )
 def test_bad_comparisons_are_refused_before_anything_runs(
@@ -202,6 +441,7 @@ def test_a_study_survives_a_killed_worker_and_a_stop(
     text = json.loads((folder / "study.json").read_text())
     assert text["workload"]["model"]["parameters"] > 0
     assert text["workload"]["precision"] == "fp32"
+    assert (text["device"], text["tier"]) == ("cpu", "CPU proxy")
     assert [trial["state"] for method in text["methods"] for trial in method["tuning"]] == ["done"] * (
         len(best.trials) + 1
     )

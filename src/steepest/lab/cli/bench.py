@@ -123,7 +123,7 @@ def study(
 
     parts = tuple(part for part in accounting.PARTS if time or part != "time")
     subject = accounting.of_study(folder, threads)
-    with _progress(len(subject.methods) * len(parts)) as watch:
+    with progress(len(subject.methods) * len(parts)) as watch:
         record = accounting.account(subject, folder, parts=parts, rounds=rounds, again=again, watch=watch)
     _show(record, parts, as_json)
     if not as_json:
@@ -143,12 +143,12 @@ def _account(
     subject = accounting.of_names(
         chosen, validate(Workload, {"model": model, **length, **(workload or {})}), baseline, **options
     )
-    with _progress(len(subject.methods)) as watch:
+    with progress(len(subject.methods)) as watch:
         return accounting.account(subject, parts=(part,), watch=watch, **limits)
 
 
 @contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[str, str], None]]:
+def progress(total: int, quiet: bool = False) -> Iterator[Callable[[str, str], None]]:
     """Show on a terminal what is being measured."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -161,7 +161,7 @@ def _progress(total: int) -> Iterator[Callable[[str, str], None]]:
         TextColumn("{task.description}", markup=False),
     )
     with Progress(
-        *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
+        *columns, TimeElapsedColumn(), console=console, transient=True, disable=quiet or not console.is_terminal
     ) as bar:
         task = bar.add_task("starting", total=total)
         begun = 0

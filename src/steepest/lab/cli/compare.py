@@ -72,6 +72,7 @@ def compare(
     workers: Annotated[
         int | None, typer.Option(help="Runs at a time, one thread each. Default: the cores; 1 on a GPU.")
     ] = None,
+    bench: Annotated[bool, typer.Option(help="Account for the costs of each method after the last run.")] = True,
     report: Annotated[bool, typer.Option(help="Write the HTML report at the end.")] = True,
     config: options.Config = None,
     override: options.Override = None,
@@ -116,7 +117,7 @@ def compare(
         tuning = int(values.get("tuning_seed", 0))
         values["seeds"] = [seed for seed in range(seeds + 1) if seed != tuning][:seeds]
     _set_grids(values, grid or [])
-    carry_out(Study(validate(StudyConfig, values), out), workers, report, quiet)
+    carry_out(Study(validate(StudyConfig, values), out), workers, report=report, bench=bench, quiet=quiet)
 
 
 def _set_grids(values: dict[str, Any], grids: list[str]) -> None:

@@ -70,9 +70,8 @@ def show(name: Annotated[str, typer.Argument(help="A name of `steepest optimizer
     from rich.console import Console
     from rich.table import Table
 
-    from steepest import rules
     from steepest.lab.methods import find
-    from steepest.lab.methods.presets import PAPERS
+    from steepest.lab.methods.presets import PAPERS, own_presets
 
     method = find(name)
     console = Console()
@@ -87,8 +86,7 @@ def show(name: Annotated[str, typer.Argument(help="A name of `steepest optimizer
         table.add_row(option, str(value))
     console.print()
     console.print(table, markup=False)
-    presets = {key: preset for key, preset in rules.PRESETS.items() if type(preset.rule).__name__ == method.label}
-    if presets:
+    if presets := own_presets(name):
         console.print("\nTuned settings of papers (steepest.rules.PRESETS):")
         for source in dict.fromkeys(preset.source for preset in presets.values()):
             console.print(f"  {source}:", markup=False, highlight=False)
@@ -101,6 +99,10 @@ def show(name: Annotated[str, typer.Argument(help="A name of `steepest optimizer
             changes = paper.changes.get(setting, {})
             console.print(f"    {setting}  lr {rate:g}  {_settings(changes)}".rstrip(), markup=False, highlight=False)
     console.print(f"\nExample: steepest train --optimizer {name} --lr {method.lr:g}", markup=False, highlight=False)
+    settings = [*(key for paper in PAPERS.get(name, ()) for key in paper.rates), *presets]
+    if settings:
+        given = f"-o method.name={name} -o method.preset={settings[0]}"
+        console.print(f"Example: steepest train {given}", markup=False, highlight=False)
 
 
 def _settings(options: dict[str, object]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -50,9 +51,9 @@ def ls(
     """
     from steepest.lab.store import Index
 
-    entries = Index(root, rescan).list(
-        study=study, method=method, state=state, text=text, order=sort, descending=descending
-    )
+    index = Index(root, rescan)
+    entries = index.list(study=study, method=method, state=state, text=text, order=sort, descending=descending)
+    _say(index.problems)
     shown = entries[-limit:] if limit else entries
     if as_json:
         for each in shown:
@@ -61,6 +62,12 @@ def ls(
     _table(shown)
     more = len(entries) - len(shown)
     typer.echo(f"{len(entries)} runs" + (f", the last {len(shown)} are shown (--limit 0 for all)" if more else ""))
+
+
+def _say(problems: list[str]) -> None:
+    """What could not be read, apart from what was asked for."""
+    for problem in problems:
+        typer.echo(f"note: {problem}", err=True)
 
 
 def _table(entries: list[Entry]) -> None:
@@ -93,30 +100,33 @@ def show(
     """
     from rich.console import Console
 
-    from steepest.lab.runs import read_json
-    from steepest.lab.store.index import Index, entry
+    from steepest.lab.results import files
+    from steepest.lab.store.index import entry, judged
 
-    folder = Path(run) if (Path(run) / "config.json").exists() else Index(root).find(run)
-    found = entry(folder, folder.parent)
+    folder = _folder(run, root)
+    found = judged(entry(folder, folder.parent), folder)
     console = Console()
+    problems = [found.problem]  # with config, status and final
 
     def line(name: str, value: Any) -> None:
         if value not in (None, "", {}, []):
             text = json.dumps(value) if isinstance(value, dict | list) else str(value)
             console.print(f"{name:<14}{text}", highlight=False, markup=False, soft_wrap=True)
 
-    config, final = read_json(folder / "config.json") or {}, read_json(folder / "final.json") or {}
-    environment = read_json(folder / "env.json") or {}
+    config, final = files.mapping(folder / "config.json", []), files.mapping(folder / "final.json", [])
+    environment = files.mapping(folder / "env.json", problems)
+    method, imported = config.get("method"), environment.get("imported")
     line("run", folder)
-    for name in ("study", "label", "lr", "seed", "purpose", "state", "step", "problem"):
+    for name in ("study", "label", "lr", "seed", "purpose", "state", "step"):
         line(name, getattr(found, name))
-    line("options", config.get("method", {}).get("options"))
+    line("problem", "; ".join(filter(None, problems)))
+    line("options", method.get("options") if isinstance(method, dict) else None)
     line("workload", config.get("workload"))
     for name in ("loss", "perplexity", "bits_per_byte", "tokens", "seconds", "state_bytes", "reason"):
         line(name, final.get(name))
     line("versions", environment.get("versions"))
     line("machine", environment.get("machine"))
-    line("imported", environment.get("imported", {}).get("format"))
+    line("imported", imported.get("format") if isinstance(imported, dict) else None)
     line("to repeat", final.get("command") or environment.get("command"))
 
 
@@ -132,22 +142,48 @@ def tail(
     Example: steepest tail lionmuon-lr0.01-s1 -f
     """
     from steepest.lab.results import files
-    from steepest.lab.store import Index
+    from steepest.lab.store.index import entry, judged
 
-    folder = Path(run) if (Path(run) / "config.json").exists() else Index(root).find(run)
-    seen: tuple[int, ...] = ()
+    folder = _folder(run, root)
+    seen: set[float] = set()
+    said: set[str] = set()
     while True:
-        rows = files.lines(folder / "metrics.jsonl", [])
-        new = [row for row in rows if int(row["step"]) not in seen]
+        # Before the lines, so that none is missed that was written in between.
+        state = judged(entry(folder, folder.parent), folder).state
+        problems: list[str] = []
+        new = [row for row in files.lines(folder / "metrics.jsonl", problems) if float(row["step"]) not in seen]
+        _say([problem for problem in problems if problem not in said])
         for row in new if seen else new[-lines:]:
-            loss = row.get("loss")
-            rates = " ".join(f"{name} {rate:.3g}" for name, rate in (row.get("lr") or {}).items())
-            text = f"step {int(row['step']):>8}  loss {loss:.4f}" if loss is not None else f"step {int(row['step']):>8}"
-            typer.echo(f"{text}  {row.get('tokens_per_second') or 0:>9,.0f} tokens/s  {rates}".rstrip())
-        seen = tuple(int(row["step"]) for row in rows) or seen
-        if not follow or (folder / "final.json").exists():
+            typer.echo(_step(row))
+        seen.update(float(row["step"]) for row in new)
+        said.update(problems)
+        if not seen and (problems or not follow):
+            raise UserError(f"{folder} ({state}) has no step to show{'' if problems else ' yet'}.")
+        if not follow or state in ("done", "diverged", "interrupted", "failed"):
             return
         time.sleep(1)
+
+
+def _folder(run: str, root: Path) -> Path:
+    from steepest.lab.store import Index
+
+    return Path(run) if os.path.exists(Path(run) / "config.json") else Index(root).find(run)
+
+
+def _step(row: dict[str, Any]) -> str:
+    """A line of metrics for a reader; what is not a number in it is shown as it stands."""
+
+    def words(value: Any, form: str) -> str:
+        return f"{value:{form}}" if isinstance(value, int | float) else json.dumps(value)
+
+    text = f"step {float(row['step']):>8.0f}"
+    if row.get("loss") is not None:
+        text += f"  loss {words(row['loss'], '.4f')}"
+    lr = row.get("lr") or {}
+    rates = " ".join(
+        f"{name} {words(rate, '.3g')}" for name, rate in (lr if isinstance(lr, dict) else {"lr": lr}).items()
+    )
+    return f"{text}  {words(row.get('tokens_per_second') or 0, ',.0f'):>9} tokens/s  {rates}".rstrip()
 
 
 def gc(
@@ -195,7 +231,9 @@ def export(
     writers = {"parquet": exporting.parquet, "tensorboard": exporting.tensorboard}
     if kind not in writers:
         raise unknown("format", kind, writers)
-    entries = Index(root).list(study=study, method=method, state=state)
+    index = Index(root)
+    entries = index.list(study=study, method=method, state=state)
+    _say(index.problems)
     if not entries:
         raise UserError(f"no run below {root} fits; `steepest ls {root}` lists all.")
     written = writers[kind](entries, root, out)

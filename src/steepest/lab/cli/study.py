@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +37,7 @@ def run(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time, one thread each. Default: the cores; 1 on a GPU.")
     ] = None,
+    bench: Annotated[bool, typer.Option(help="Account for the costs of each method after the last run.")] = True,
     report: Annotated[bool, typer.Option(help="Write the HTML report at the end.")] = True,
     override: options.Override = None,
     quiet: options.Quiet = False,
@@ -49,10 +51,14 @@ def run(
     seeds, values) but not change; what would change is named and refused.
 
     Runs are never pruned on a mid-run loss, which says little about the last one; only divergence ends a run early.
+
+    After the last run it accounts for what each method costs, as `steepest bench study` does: operations, memory,
+    update RMS and the time of a step, some seconds a method; --no-bench leaves that out. The exit code is 0 when all
+    runs are over, 1 when some failed (the same command tries them again), 130 when it was stopped.
     """
     from steepest.lab.cli.study_display import carry_out
 
-    carry_out(_study(file, out, override), workers, report, quiet)
+    carry_out(_study(file, out, override), workers, report=report, bench=bench, quiet=quiet)
 
 
 @app.command()
@@ -63,6 +69,7 @@ def plan(file: File, out: Out = Path("runs"), override: options.Override = None)
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from steepest.lab.cli.study_display import default_workers, duration
 
@@ -77,7 +84,8 @@ def plan(file: File, out: Out = Path("runs"), override: options.Override = None)
         cost = seconds * config.workload.steps * (trials + len(config.seeds))
         total += cost
         axes = ", ".join(f"{n} ({len(v)})" if isinstance(v, list) else n for n, v in row.axes.items())
-        table.add_row(row.label, axes, f"{trials}", f"{len(config.seeds)}", f"{1e3 * seconds:.1f}", duration(cost))
+        cells = (row.label, axes, f"{trials}", f"{len(config.seeds)}", f"{1e3 * seconds:.1f}", duration(cost))
+        table.add_row(*map(Text, cells))
     console = Console()
     console.print(table)
     count = default_workers(config.device)
@@ -85,6 +93,7 @@ def plan(file: File, out: Out = Path("runs"), override: options.Override = None)
     console.print(
         f"{config.name}: {duration(total / count)} with {count} workers here, before any grid grows; {todo} runs can "
         f"start now. Evaluation and start-up are not in it.",
+        markup=False,
         highlight=False,
     )
 
@@ -110,6 +119,7 @@ def slurm(
     time: Annotated[str, typer.Option(help="Time limit of a task; a task that is cut off is requeued.")] = "04:00:00",
     partition: Annotated[str | None, typer.Option(help="Partition of the cluster.")] = None,
     gpus: Annotated[int, typer.Option(min=0, help="GPUs of a task.")] = 0,
+    override: options.Override = None,
 ) -> None:
     """Print a SLURM array script for a study; all tasks share the folder and need not start together.
 
@@ -117,11 +127,11 @@ def slurm(
     """
     from steepest.lab.studies.slurm import script
 
-    study = _study(file, out, None)
-    typer.echo(
-        script(study.config.name, file, out, tasks=tasks, workers=workers, time=time, partition=partition, gpus=gpus),
-        nl=False,
-    )
+    study = _study(file, out, override)
+    text = script(study.config.name, file, out, tasks=tasks, workers=workers, time=time, partition=partition, gpus=gpus)
+    words = [word for assignment in override or () for word in ("-o", shlex.quote(assignment))]
+    command, flags, rest = text.rpartition(" --no-report")
+    typer.echo(" ".join([command, *words]) + flags + rest, nl=False)
 
 
 def _study(file: Path, out: Path, override: list[str] | None) -> Study:

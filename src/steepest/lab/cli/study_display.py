@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from steepest.lab.errors import UserError
+from steepest.lab.signals import Stop
 from steepest.lab.studies import Watcher
+from steepest.lab.wording import plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,8 +25,23 @@ if TYPE_CHECKING:
     from steepest.lab.training import Progress
 
 
-def carry_out(study: Study, workers: int | None, report: bool, quiet: bool) -> None:
-    """Carry a study out in front of the user, then show its result; exit code 130 when stopped."""
+# What is accounted for after the last run. Times last, when the machine has come to rest.
+_ACCOUNTED = (("flops", "bytes", "update"), ("time",))
+
+
+def carry_out(study: Study, workers: int | None, *, report: bool, bench: bool, quiet: bool) -> None:
+    """Carry a study out in front of the user, then show its result.
+
+    Args:
+        study: what to carry out.
+        workers: runs at a time; None for `default_workers`.
+        report: write the page.
+        bench: account for the costs of the methods first; where that fails, the report does without.
+        quiet: only the result.
+
+    Raises:
+        typer.Exit: 130 when stopped, 1 when runs failed; then everything that is known has been shown.
+    """
     from rich.console import Console
 
     from steepest.lab.results import read_study
@@ -29,11 +49,12 @@ def carry_out(study: Study, workers: int | None, report: bool, quiet: bool) -> N
     from steepest.lab.signals import stop_on_signals
 
     count = workers or default_workers(study.config.device)
-    with stop_on_signals() as stop, Display(count, quiet) as display:
-        finished = study.carry_out(workers=count, watch=display, stop=stop)
+    with stop_on_signals() as stop:
+        with Display(count, quiet) as display:
+            finished = study.carry_out(workers=count, watch=display, stop=stop)
+        accounted = not (finished and bench) or account(study.folder, stop, quiet)
     if not finished:
-        typer.echo("stopped; all runs are saved. To go on:", err=True)
-        typer.echo(f"  {command()}", err=True)
+        typer.echo(f"stopped; all runs are saved. To go on:\n  {command()}", err=True)
         raise typer.Exit(130)
     console = Console()
     show(read_study(study.folder), console)
@@ -42,6 +63,67 @@ def carry_out(study: Study, workers: int | None, report: bool, quiet: bool) -> N
 
         console.print(f"\nreport: {write(study.folder)}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"runs: {study.runs}", soft_wrap=True, highlight=False, markup=False)
+    if study.failed:
+        typer.echo(f"\n{plural(len(study.failed), 'run')} failed, and nothing above knows their losses:", err=True)
+        for name, why in study.failed.items():
+            typer.echo(f"  {name}: {(why.strip().splitlines() or ['for no known reason'])[-1]}", err=True)
+        typer.echo(f"The same command tries them again, and repeats no other run:\n  {command()}", err=True)
+    if not accounted:
+        typer.echo(f"stopped before all costs were accounted for. To go on:\n  {command()}", err=True)
+        raise typer.Exit(130)
+    if study.failed:
+        raise typer.Exit(1)
+
+
+class _Stopped(Exception):  # noqa: N818 - nothing went wrong
+    """A stop was requested between two measurements."""
+
+
+def account(folder: Path, stop: Stop, quiet: bool) -> bool:
+    """Account for the costs of a study's methods in front of the user, one process at a time.
+
+    Whatever goes wrong is told and raises nothing: a report without costs is better than none.
+
+    Returns:
+        False when stopped before the end.
+    """
+    from rich.console import Console
+
+    from steepest.lab import accounting
+    from steepest.lab.cli.bench import progress
+    from steepest.lab.studies.claims import Claims
+
+    console, again = Console(stderr=True, quiet=quiet), f"steepest bench study {shlex.quote(str(folder))}"
+
+    def tell(words: str) -> None:
+        console.print(words, soft_wrap=True, markup=False, highlight=False)
+
+    try:
+        with Claims() as claims:
+            if not claims.take(folder):
+                tell("another process is accounting for the costs of the methods; `steepest report` will show them")
+                return True
+            subject, begun = accounting.of_study(folder), False
+            with progress(len(subject.methods) * len(accounting.PARTS), quiet) as show:
+
+                def watch(label: str, part: str) -> None:
+                    nonlocal begun
+                    if stop.requested:
+                        raise _Stopped
+                    if not begun:
+                        count = plural(len(subject.methods), "method")
+                        tell(f"accounting for operations, memory and step times of {count} (--no-bench leaves it out)")
+                    begun = True
+                    show(label, part)
+
+                for parts in _ACCOUNTED:
+                    accounting.account(subject, folder, parts=parts, watch=watch)
+    except _Stopped:
+        return False
+    except Exception as error:
+        why = f"{error}" if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        typer.echo(f"the costs of the methods are not known: {why}\nTo try again: {again}", err=True)
+    return True
 
 
 def default_workers(device: str) -> int:
@@ -62,8 +144,8 @@ class Display(Watcher):
 
         self.console = Console(stderr=True, quiet=quiet)
         self.bars = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[state]}"), TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[state]}", markup=False), TimeRemainingColumn(),
             console=self.console, disable=quiet or not self.console.is_terminal,
         )  # fmt: skip
         self.workers = workers
@@ -186,6 +268,6 @@ def show(study: FinishedStudy, console: Console) -> None:
     )
     console.print(table)
     console.print()
-    console.print(terminal_table(study))
+    console.print(terminal_table(study, console.width))
     for line in lines:
         console.print(line, highlight=False, markup=False)

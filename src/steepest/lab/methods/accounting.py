@@ -29,8 +29,11 @@ def tensors(state: Any) -> Iterator[torch.Tensor]:
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of all distinct tensor storages in the optimizer's state; of a wrapper's own state too."""
-    own = getattr(optimizer, "own_state", None)
-    return _bytes([optimizer.state, own() if callable(own) else None])
+    own = []
+    while isinstance(base := getattr(optimizer, "base", None), torch.optim.Optimizer):
+        own.append(optimizer.own_state() if hasattr(optimizer, "own_state") else None)
+        optimizer = base
+    return _bytes([optimizer.state, own])
 
 
 def state_by_role(

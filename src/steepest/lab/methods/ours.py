@@ -108,6 +108,15 @@ def _methods() -> Iterator[Method]:
         build=_everywhere("SoftSignum"),
     )
     yield Method(
+        name="hard-switch",
+        label="HardSwitchSign",
+        paper="a baseline of Feoktistov et al. 2026, arXiv 2605.31371, which does not say how it scales the rate",
+        formula="sign(M); in the last tenth of the run M at the same root mean square (SGD), on every parameter",
+        grid=(4e-4, 8e-4, 1.6e-3, 3.2e-3),
+        options=_rule_options("SoftSignum") | {"transition": (0.9, 1.0), "relaxation": "switch"},
+        build=_everywhere("SoftSignum"),
+    )
+    yield Method(
         name="softmuon",
         label="SoftMuon",
         paper="Feoktistov et al. 2026, arXiv 2605.31371; scale and decay of Moonlight, arXiv 2502.16982",

@@ -1,7 +1,7 @@
 """Tuned settings of papers for the methods by name: betas, epsilon and learning rates by model size, with the source.
 
 They are for the papers' own runs; the grids of the methods are for tiny models. `steepest optimizers show NAME` prints
-them, `config` makes a run of one.
+them, and the key `preset` of a method in a study or a run takes one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from steepest.lab.config import MethodConfig
+from steepest import rules
 from steepest.lab.errors import unknown
 
 
@@ -37,6 +37,7 @@ VISION = "BOCB, whose settings SAC's Table 2 borrows: CIFAR-100, 200 epochs"
 SFT = "SAC (OpenReview EB92tITeNq), Table A3: LLaVA-v1.5-7B, one epoch of instruction tuning; no decay"
 LION_MUON = "LionMuon v1 (arXiv 2605.19811), run configurations, FineWeb"
 SAGE = "SAGE (arXiv 2604.07663), released script: The Pile, all sizes, not tuned by size"
+SINKGD = "SinkGD (arXiv 2502.06742), as in SAGE's code: LLaMA on C4, 131,072 tokens a step, all sizes"
 
 
 def _c4(rates: str, betas: tuple[float, ...] | None, **options: Any) -> Paper:
@@ -134,8 +135,13 @@ PAPERS: dict[str, tuple[Paper, ...]] = {
         _vision((1e-4, 1e-8), (1e-4, 1e-4), (2e-3, 1e-8)),
         _sft(2e-5),
     ),
+    "sage": (Paper(SAGE, {"270M-1.3B": 2e-3}, {"rest_betas": (0.9, 0.99), "rest_weight_decay": 0.01, "alpha": 10.0}),),
     "sgd": (Paper(SFT, {"7B": 1e-5}, {"momentum": 0.99, "weight_decay": 1e-5}),),
     "shampoo-ns": (_c4("5e-2 5e-2 2e-2 1e-2 1e-2", (0.9, 0.999), eps=1e-8), _sft(2e-5)),
+    "sinkgd": (Paper(SINKGD, {"60M-1.3B": 0.02}, {"alpha": 0.05, "rounds": 5, "weight_decay": 0.0}),),
+    "sinkgd-lion": (
+        Paper(SAGE, {"270M-1.3B": 1e-4}, {"rest_betas": (0.9, 0.99), "rest_weight_decay": 0.01, "alpha": 100.0}),
+    ),
     "soap": (_c4("3e-3 2e-3 1e-3 5e-4 5e-4", (0.9, 0.95), eps=1e-8), _sft(2e-5)),
     # Table 1 has epsilon 1e-8, which a step that divides by rho h does not need.
     "sophia": (
@@ -162,13 +168,13 @@ PAPERS: dict[str, tuple[Paper, ...]] = {
 }
 
 
-def config(name: str, setting: str, source: str = "") -> MethodConfig:
-    """The configuration of a method as a paper tuned it.
+def find(name: str, setting: str, source: str = "") -> tuple[float, dict[str, Any]]:
+    """Learning rate and options of a method as a paper tuned it.
 
     Args:
         name: of the method.
-        setting: a key of `Paper.rates`, for example "130M".
-        source: a part of `Paper.source`, where two papers have the same setting.
+        setting: a key of `Paper.rates`, for example "130M", or a name of `steepest.rules.PRESETS` of this method.
+        source: a part of `Paper.source`, where two papers have the same setting; else the first is taken.
 
     Raises:
         UserError: there is none; the message has the closest.
@@ -176,6 +182,27 @@ def config(name: str, setting: str, source: str = "") -> MethodConfig:
     papers = [paper for paper in PAPERS.get(name, ()) if source in paper.source]
     for paper in papers:
         if setting in paper.rates:
-            options = paper.options | paper.changes.get(setting, {})
-            return MethodConfig(name=name, lr=paper.rates[setting], options=options)
-    raise unknown(f"tuned setting of {name}", setting, [key for paper in papers for key in paper.rates])
+            return paper.rates[setting], paper.options | paper.changes.get(setting, {})
+    own = own_presets(name)
+    if setting in own:
+        return _of_rules(name, own[setting])
+    raise unknown(f"tuned setting of {name}", setting, [*(key for paper in papers for key in paper.rates), *own])
+
+
+def own_presets(name: str) -> dict[str, rules.Preset]:
+    """Those of `steepest.rules.PRESETS` that are of a method of the lab."""
+    from steepest.lab.methods import METHODS
+
+    label = METHODS[name].label if name in METHODS else ""
+    return {key: preset for key, preset in rules.PRESETS.items() if type(preset.rule).__name__ == label}
+
+
+def _of_rules(name: str, preset: rules.Preset) -> tuple[float, dict[str, Any]]:
+    from steepest.lab.methods import METHODS
+
+    rate = float(preset.rule.lr)
+    given: dict[str, Any] = {"rest_lr_ratio": float(preset.rest.lr) / rate}
+    for rule, prefix in ((preset.rule, ""), (preset.rest, "rest_")):
+        given |= {f"{prefix}{option}": value for option, value in vars(rule).items() if option != "lr"}
+    defaults = METHODS[name].options
+    return rate, {key: given[key] for key in defaults if key in given and given[key] != defaults[key]}

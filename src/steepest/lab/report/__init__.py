@@ -10,6 +10,7 @@ browser to load anything else or to run any other script.
     measures.py     what is found beyond the headline: costs, targets, tuning, variants, diagnostics
     sheets.py       a table in its four forms
     tables.py       the tables of a study; figure_data.py those of its figures; beside.py published numbers
+    imported.py     the curves and numbers of imported runs beside ours
     content.py      the text of the page
     interactive/    figures for plotly.js
     static/         figures by matplotlib

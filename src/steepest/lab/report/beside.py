@@ -24,14 +24,14 @@ class Beside:
     order: str
 
 
-def published(f: Findings) -> list[Beside]:
-    """All published tables that share three methods or more with the study."""
-    if f.study.lone:
+def published(f: Findings, asked: Sequence[Published] = ()) -> list[Beside]:
+    """The tables that were asked for, and all published ones that share three methods or more with the study."""
+    if f.study.lone and not asked:
         return []
     ours = _comparable([row for row in f.rows if row.loss.n])
     protocol = our_protocol(f.study)
     found = []
-    for table in relevant(ours):
+    for table in (*asked, *relevant(ours)):
         pairs = beside(table, ours, protocol)
         titles = [
             "Method",
@@ -88,17 +88,17 @@ def _comparable(rows: Sequence[Row]) -> list[Ours]:
     """One entry per method: of variants that a paper does not tell apart, the one with the fewest options."""
     plain: dict[str, Row] = {}
     for row in rows:
-        name = _named(row)
+        name = named(row)
         if name not in plain or len(row.method.options) < len(plain[name].method.options):
             plain[name] = row
-    return [_ours(row) for row in rows if plain[_named(row)] is row]
+    return [_ours(row) for row in rows if plain[named(row)] is row]
 
 
 def _ours(row: Row) -> Ours:
     c = row.comparison
     nothing = 0.0 if row.is_baseline else math.nan
     return Ours(
-        method=_named(row),
+        method=named(row),
         label=row.method.label,
         loss=row.loss.mean,
         difference=c.difference if c else nothing,
@@ -107,7 +107,7 @@ def _ours(row: Row) -> Ours:
     )
 
 
-def _named(row: Row) -> str:
+def named(row: Row) -> str:
     """The name of the method, with its period where it has one."""
     config = row.runs[0].config.get("method") if row.runs else None
     options = config.get("options") if isinstance(config, dict) else None

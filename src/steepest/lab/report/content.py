@@ -218,7 +218,7 @@ def _commands(study: Study) -> list[tuple[str, str]]:
         ("Each final run on its own", _lines(finals)),
         ("Each tuning run on its own", _lines([run for run in study.runs if run.id not in ids])),
     ]
-    if study.accounting and study.accounting.command:
+    if study.accounting and study.accounting.command not in ("", study.command):
         blocks.insert(1, ("The accounting of FLOPs, memory and step time", study.accounting.command))
     return [(what, lines) for what, lines in blocks if lines]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +33,8 @@ from steepest.lab.statistics import (
     target_loss,
     to_target,
 )
+from steepest.theory.norm_ratios import NormRatios
+from steepest.theory.period import TradeOff
 
 _DIAGNOSTIC_POINTS = 60
 _MOST_CELLS = 15  # values of an axis up to which a grid is drawn as a table of cells
@@ -353,6 +357,24 @@ def diagnostics(study: Study) -> dict[tuple[str, str], list[Trace]]:
     return found
 
 
+def trade_offs(traces: Mapping[tuple[str, str], Sequence[Trace]]) -> dict[str, TradeOff]:
+    """What LionMuon's theory makes of the norm ratios along the runs, by label; none where the runs measured none.
+
+    Args:
+        traces: `diagnostics`; of each ratio the median counts.
+    """
+    ratios: dict[str, dict[str, float]] = {}
+    for name in NormRatios._fields:
+        for trace in traces.get((name, "all"), ()):
+            ratios.setdefault(trace.label, {})[name] = statistics.median(trace.values)
+    made = {}
+    for label, found in ratios.items():
+        if len(found) == len(NormRatios._fields):
+            with contextlib.suppress(ValueError, ArithmeticError):  # a ratio of zero: there is no such number
+                made[label] = TradeOff.of(**found)
+    return made
+
+
 # All of it
 
 
@@ -402,6 +424,11 @@ class Findings:
     def diagnostics(self) -> dict[tuple[str, str], list[Trace]]:
         """`diagnostics`."""
         return diagnostics(self.study)
+
+    @cached_property
+    def trade_offs(self) -> dict[str, TradeOff]:
+        """`trade_offs`."""
+        return trade_offs(self.diagnostics)
 
     @cached_property
     def curves(self) -> dict[str, list[Curve]]:

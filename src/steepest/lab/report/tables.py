@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from steepest.lab.report.measures import Findings, baseline
 from steepest.lab.report.sheets import Cell, Sheet
 from steepest.lab.results import Row, Study, headline, number
-from steepest.lab.series import ordered
+from steepest.lab.series import ordered, roles_in_order
 from steepest.lab.statistics import WITHIN, Basin, bootstrap_interval, paired_differences
 from steepest.lab.wording import (
     DASH,
@@ -32,11 +33,30 @@ from steepest.lab.wording import (
     value,
     whole,
 )
+from steepest.theory.period import PERIODS, WARNING
+
+# What a narrow terminal does without, so that the verdict stays whole: columns, and how long a label may be.
+_FEWER: tuple[tuple[str, ...], ...] = ((), ("PPL",), ("PPL", "B/param"), ("PPL", "B/param", "LR"))
+_NARROWER = (_FEWER[0], 22), (_FEWER[1], 22), (_FEWER[1], 12), (_FEWER[2], 12), (_FEWER[3], 12), (_FEWER[3], 6)
 
 
-def terminal_table(study: Study) -> Table:
-    """The headline table for a terminal of 80 columns, best first; what qualifies a row stands in the caption."""
+def terminal_table(study: Study, width: int = 80) -> Table:
+    """The headline table for a terminal, best first; what qualifies a row stands in the caption.
+
+    Args:
+        study: what was compared.
+        width: columns of the terminal. If there are too few for the whole table, perplexity goes first, then long
+            labels are cut, then bytes and learning rates go; the tables of the report have them all.
+    """
     rows = headline(study)
+    for left_out, length in _NARROWER:
+        table = _terminal_table(study, rows, left_out, length)
+        if Console(width=1_000).measure(table).maximum <= width:
+            break
+    return table
+
+
+def _terminal_table(study: Study, rows: Sequence[Row], left_out: Sequence[str], length: int) -> Table:
     digits = loss_digits(rows)
     base = baseline(rows)
     lines = [Text(f"{short(row.method.label)}: {note}") for row in rows for note in notes(row)]
@@ -49,21 +69,27 @@ def terminal_table(study: Study) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("Method", overflow="ellipsis", no_wrap=True)
-    against = [f"vs {short(base.method.label)} ± 95%"] if base else []
-    for title in ("LR", "Val loss", *against, "PPL", "B/param"):
+    against = f"vs {short(base.method.label, length)} ± 95%" if base else ""
+    titles = ["LR", "Val loss", *([against] if base else []), "PPL", "B/param"]
+    kept = [title for title in titles if title not in left_out]
+    for title in kept:
         table.add_column(Text(title), justify="right", no_wrap=True)
     if base:
-        table.add_column("Verdict", min_width=11)
+        table.add_column("Verdict", no_wrap=True)
     for row in rows:
-        cells = [short(row.method.label), rate(row.lr), spread(row, digits)]
         c = row.comparison
-        if base:
-            half = f" ± {c.high - c.difference:.{digits}f}" if c and c.n > 1 else ""
-            cells.append(f"{signed(c.difference, digits)}{half}" if c else DASH)
-        cells += [fixed(row.perplexity, 1), fixed(row.bytes_per_parameter, 2)]
+        half = f" ± {c.high - c.difference:.{digits}f}" if c and c.n > 1 else ""
+        cells = {
+            "LR": rate(row.lr),
+            "Val loss": spread(row, digits),
+            against: f"{signed(c.difference, digits)}{half}" if c else DASH,
+            "PPL": fixed(row.perplexity, 1),
+            "B/param": fixed(row.bytes_per_parameter, 2),
+        }
         color = {"better": "green", "worse": "red"}.get(row.verdict, "")
         verdicts = [Text(judgement(row), style=color)] if base else []
-        table.add_row(*(Text(cell) for cell in cells), *verdicts, style="bold" if row.is_baseline else "")
+        shown = [short(row.method.label, length), *(cells[title] for title in kept)]
+        table.add_row(*map(Text, shown), *verdicts, style="bold" if row.is_baseline else "")
     return table
 
 
@@ -75,6 +101,8 @@ def sheets(f: Findings) -> dict[str, Sheet]:
         tests(f.rows),
         target_sheet(f),
         cost_sheet(f),
+        update_sheet(f),
+        period_sheet(f),
         variant_sheet(f),
         tuning_sheet(f),
         trials(f.study),
@@ -270,6 +298,48 @@ def cost_sheet(f: Findings) -> Sheet | None:
         lines.append(cells)
     note = " ".join(cost.note for cost in found if cost.note)
     return Sheet("costs", "Loss and costs of each method", titles, lines, note)
+
+
+def update_sheet(f: Findings) -> Sheet | None:
+    """How far a step moves the weights, by role."""
+    accounts = {row.method.label: f.study.account(row.method) for row in f.rows}
+    found = {label: a.update_rms if a else {} for label, a in accounts.items()}
+    roles = roles_in_order(found)
+    lines = [
+        [Cell(long_name(label), label), *(_precise(rms.get(role, math.nan)) for role in roles)]
+        for label, rms in found.items()
+        if rms
+    ]
+    note = (
+        "Root mean square of what a step changes a weight by, at the full learning rate that won; weight decay is not "
+        "in it. Measured apart from the runs, over a cycle of steps after ten others, on the data of the study. "
+        "Learning rates of two methods cannot be compared, these numbers can: they say how far each method really "
+        "moves the weights of a role."
+    )
+    return Sheet("update-rms", "Effective update RMS by role", ["Method", *roles], lines, note) if roles else None
+
+
+def period_sheet(f: Findings) -> Sheet | None:
+    """phi(P) of LionMuon's theory, from the norm ratios that were measured along the runs of each method."""
+    lines = []
+    for label, t in f.trade_offs.items():
+        numbers = [t.smoothness_ratio, t.noise_ratio, *(t.phi(period) for period in PERIODS)]
+        parent = Cell("Muon" if t.cheaper == 1 else "Lion")
+        lines.append([Cell(long_name(label), label), *map(_precise, numbers), parent])
+    titles = ["Method", "r_L", "r_rho", *(f"phi({'inf' if math.isinf(p) else f'{p:g}'})" for p in PERIODS), "Cheaper"]
+    note = (
+        "A diagnostic, and no choice of a period. phi(P) is the cost that the theory of LionMuon (arXiv 2605.19811) "
+        "predicts for period P, over that of Muon (P = 1), on the landscape that the runs of a method passed "
+        "through; Lion is P = inf. r_L = L_inf / (alpha^2 L_2) and r_rho = rho_1 / (alpha rho_nuc) come from the "
+        f"medians of the diagnostics along these runs; a spectral step costs five sign steps. {WARNING}"
+    )
+    numeric = [False, *(True for _ in titles[2:]), False]
+    title = "phi(P): what the theory of LionMuon says about the period"
+    return Sheet("period", title, titles, lines, note, numeric) if lines else None
+
+
+def _precise(x: float) -> Cell:
+    return Cell(f"{x:.3g}" if math.isfinite(x) else DASH, x)
 
 
 def _short_number(x: float) -> str:

@@ -144,7 +144,9 @@ def read_workloads(folders: Sequence[str | Path]) -> Workloads:
     bases = {name: base.method.label for name, f in findings.items() if (base := baseline(f.rows))}
     if len(set(bases.values())) != 1 or len(bases) < len(findings):
         found = "; ".join(f"{name}: {bases.get(name, 'none')}" for name in findings)
-        raise UserError(f"these studies do not have the same baseline ({found}), so nothing compares them.")
+        hint = " Imported runs are shown beside a study: `steepest report STUDY --beside IMPORTED`."
+        hint = hint if any(study.tier == "imported" for study in studies) else ""
+        raise UserError(f"these studies do not have the same baseline ({found}), so nothing compares them.{hint}")
     workloads = Workloads(findings, next(iter(bases.values())))
     if len(workloads.methods) < 2:
         raise UserError(

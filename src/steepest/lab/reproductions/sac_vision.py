@@ -302,8 +302,8 @@ def draw_differences(figure: Figure, results: Results) -> None:
         for index, arm in enumerate(arms):
             shade, sign = color(results, arm), marker(results, arm)
             for place, case in enumerate(cases):
-                c = results.comparison(case, arm, measure)
-                if arm not in results.study.arms_of(case) or c is None or not c.n:
+                c = results.comparison(case, arm, measure) if arm in results.study.arms_of(case) else None
+                if c is None or not c.n:
                     continue
                 x = place + 0.6 * ((index + 0.5) / len(arms) - 0.5)
                 ax.vlines(x, c.low, c.high, color=shade, zorder=3)

@@ -183,7 +183,7 @@ class Account:
         slow_seconds: The 90% quantile.
         ratio: `seconds` over those of the baseline in the same round.
         contended: Something else was using the machine, so the times are not to be trusted.
-        update_rms: Root mean square of the update over the learning rate, by role.
+        update_rms: Root mean square of what a step changes a weight by, by role; see `accounting.update_rms`.
     """
 
     optimizer_flops: float

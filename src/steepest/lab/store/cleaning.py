@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -37,18 +39,16 @@ def garbage(root: Path, keep_checkpoints: bool = False) -> list[Garbage]:
 
 
 def _garbage(root: Path, keep_checkpoints: bool) -> Iterator[Garbage]:
-    now = time.time()
     for run in run_directories(root):
-        over = (run / "final.json").exists()
-        if over and not keep_checkpoints and (run / "ckpt").is_dir():
-            yield Garbage(run / "ckpt", _size(run / "ckpt"), "checkpoint of a run that is over")
+        over, ckpt = (run / "final.json").exists(), run / "ckpt"
+        if over and not keep_checkpoints and ckpt.is_dir() and not ckpt.is_symlink():
+            yield Garbage(ckpt, _size(ckpt), "checkpoint of a run that is over")
         for left in [*run.glob("claim*"), *run.glob(".claim-*"), *run.glob(".now-*")]:
             owner = left / "owner.json"
-            renewed = owner.stat().st_mtime if owner.exists() else left.stat().st_mtime
-            if now - renewed > (STALE if over else OLD):
+            if _age(owner if owner.exists() else left) > (STALE if over else OLD):
                 yield Garbage(left, _size(left), "claim of a process that is gone")
         for left in run.glob(".*.tmp"):
-            if now - left.stat().st_mtime > OLD:
+            if _age(left) > OLD:
                 yield Garbage(left, _size(left), "temporary file of a process that is gone")
     for part in ("", "-wal", "-shm"):
         path = root / f"{NAME}{part}"
@@ -66,6 +66,17 @@ def delete(items: list[Garbage]) -> int:
     return sum(item.bytes for item in items)
 
 
+def _age(path: Path) -> float:
+    """Seconds since it was touched; below any limit if it is gone by now, or somebody else's."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return -math.inf
+
+
 def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    size = 0
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        with contextlib.suppress(OSError):  # a run that goes on may take it away meanwhile
+            size += file.stat().st_size if file.is_file() else 0
+    return size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,8 @@ KINDS = ("runs", "metrics", "evals")
 def parquet(entries: Sequence[Entry], root: Path, out: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
     """Write runs.parquet, metrics.parquet and evals.parquet; the latter have a row per line and the path of the run.
 
-    Nested values get dotted names ("lr.muon", "diagnostics.update_rms.mlp"); a line that cannot be read is left out.
+    Nested values get dotted names ("lr.muon", "diagnostics.update_rms.mlp"); a line that cannot be read is left out,
+    and so is what is no number in a column of numbers.
 
     Raises:
         UserError: polars is not installed, or the disk is full.
@@ -29,7 +31,7 @@ def parquet(entries: Sequence[Entry], root: Path, out: Path, kinds: Sequence[str
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for kind in kinds:
-        rows = [asdict(e) for e in entries] if kind == "runs" else list(_lines(entries, root, kind))
+        rows = [asdict(e) for e in entries] if kind == "runs" else _columns(list(_lines(entries, root, kind)))
         frame = polars.DataFrame(rows, infer_schema_length=None)
         path = out / f"{kind}.parquet"
         try:
@@ -66,7 +68,19 @@ def tensorboard(entries: Sequence[Entry], root: Path, out: Path) -> list[Path]:
 def _lines(entries: Sequence[Entry], root: Path, kind: str) -> Iterator[dict[str, Any]]:
     for each in entries:
         for row in files.lines(root / each.path / f"{kind}.jsonl", []):
-            yield {"path": each.path, **_flat(row)}
+            yield _flat({"path": each.path, **row, "step": int(float(row["step"]))}) | {"path": each.path}
+
+
+def _columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same, each column of one type: a damaged value must not make text of all numbers."""
+    numeric = {key for row in rows for key, value in row.items() if isinstance(value, int | float)}
+    for row in rows:
+        for key, value in row.items():
+            if key in numeric and not isinstance(value, int | float):
+                row[key] = None
+            elif isinstance(value, list):
+                row[key] = json.dumps(value)
+    return rows
 
 
 def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:

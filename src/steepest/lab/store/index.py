@@ -6,9 +6,11 @@ import contextlib
 import fnmatch
 import json
 import os
+import socket
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,9 @@ class Index:
         root: any folder: of runs, of studies, of both.
         rescan: read everything again.
 
+    Attributes:
+        problems: folders that the last refresh could not look into.
+
     Raises:
         UserError: there is no such folder.
     """
@@ -67,27 +72,31 @@ class Index:
         if not self.root.is_dir():
             raise UserError(f"there is no folder {self.root}; `steepest train` and `steepest compare` make one.")
         self._rescan = rescan
+        self.problems: list[str] = []
 
     def refresh(self) -> list[Entry]:
         """Bring the index up to date, and return all runs.
 
         A run is read again if one of its files has changed. If the folder cannot be written, all are read each time.
         """
+        self.problems = []
         with self._database() as database:
             known = {row[0]: row for row in database.execute("SELECT path, signature, entry FROM runs")}
             found, changed = {}, []
-            for folder in run_directories(self.root):
+            for folder in run_directories(self.root, self.problems):
                 path, signature = str(folder.relative_to(self.root)), _signature(folder)
                 row = known.get(path)
                 if row is not None and row[1] == signature and not self._rescan:
-                    found[path] = Entry(*json.loads(row[2]))
+                    written = Entry(*json.loads(row[2]))
                 else:
-                    found[path] = entry(folder, self.root)
-                    changed.append((path, signature, json.dumps(astuple(found[path]))))
+                    written = entry(folder, self.root)
+                    changed.append((path, signature, json.dumps(astuple(written))))
+                found[path] = judged(written, folder)
             gone = [(path,) for path in known if path not in found]
-            database.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?)", changed)
-            database.executemany("DELETE FROM runs WHERE path = ?", gone)
-            database.commit()
+            with contextlib.suppress(sqlite3.Error):  # a full disk, say: what was read is right without it
+                database.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?)", changed)
+                database.executemany("DELETE FROM runs WHERE path = ?", gone)
+                database.commit()
         return list(found.values())
 
     def list(
@@ -133,7 +142,7 @@ class Index:
             UserError: no run or several have it.
         """
         direct = Path(name)
-        if (direct / "config.json").exists():
+        if os.path.exists(direct / "config.json"):
             return direct
         entries = self.refresh()
         exact = [e for e in entries if name in (e.path, e.run_id)]
@@ -180,17 +189,52 @@ class Index:
         return connection
 
 
-def run_directories(root: Path) -> Iterator[Path]:
-    """All run directories below a folder, or the folder itself, in order of their path."""
-    if (root / "config.json").exists():
-        yield root
+def run_directories(root: Path, problems: list[str] | None = None) -> Iterator[Path]:
+    """All run directories below a folder, or the folder itself, each once, whatever symbolic links lead to it.
+
+    Args:
+        root: where to look. A run that stands below it is found under its own name; then links are followed, but for
+            those that lead up to a folder that `root` is in.
+        problems: gets the folders that cannot be looked into.
+    """
+    seen = {identity for folder in root.resolve().parents if (identity := _identity(folder, [])) is not None}
+    problems, links = [] if problems is None else problems, [root]
+    for folder in links:  # grows meanwhile
+        yield from _runs_below(folder, seen, links, problems)
+
+
+def _runs_below(folder: Path, seen: set[tuple[int, int]], links: list[Path], problems: list[str]) -> Iterator[Path]:
+    identity = _identity(folder, problems)
+    if identity is None or identity in seen:
+        return
+    seen.add(identity)
+    if os.path.exists(folder / "config.json"):
+        yield folder
         return
     try:
-        children = sorted(child.path for child in os.scandir(root) if child.is_dir() and child.name not in _INSIDE)
-    except OSError:  # somebody else's
+        with os.scandir(folder) as listed:
+            children = sorted((child for child in listed if child.name not in _INSIDE), key=lambda child: child.name)
+        below = [Path(child.path) for child in children if child.is_dir(follow_symlinks=False)]
+        links += [Path(child.path) for child in children if child.is_symlink() and os.path.isdir(child.path)]
+    except OSError as error:
+        _cannot_read(folder, error, problems)
         return
-    for child in children:
-        yield from run_directories(Path(child))
+    for child in below:
+        yield from _runs_below(child, seen, links, problems)
+
+
+def _identity(folder: Path, problems: list[str]) -> tuple[int, int] | None:
+    try:
+        stat = folder.stat()
+    except OSError as error:
+        _cannot_read(folder, error, problems)
+        return None
+    return stat.st_dev, stat.st_ino
+
+
+def _cannot_read(folder: Path, error: OSError, problems: list[str]) -> None:
+    if not isinstance(error, FileNotFoundError):  # that one is gone since it was listed
+        problems.append(f"{folder} cannot be read: {error.strerror or error}.")
 
 
 def _signature(folder: Path) -> str:
@@ -205,7 +249,7 @@ def _signature(folder: Path) -> str:
 
 
 def entry(folder: Path, root: Path) -> Entry:
-    """Read one run, in whatever state it is; what is wrong with it is said in `problem`."""
+    """Read one run, as its files say, in whatever state it is; what is wrong with it is said in `problem`."""
     problems: list[str] = []
 
     def read(name: str) -> dict[str, Any]:
@@ -249,6 +293,39 @@ def entry(folder: Path, root: Path) -> Entry:
         updated=str(status.get("updated") or ""),
         problem="; ".join(problems),
     )
+
+
+def judged(written: Entry, folder: Path) -> Entry:
+    """A run that says it is running, and whose process is gone, was interrupted: a killed process writes no status."""
+    if written.state != "running" or _goes_on(folder):
+        return written
+    return replace(written, state="interrupted")
+
+
+def _goes_on(folder: Path) -> bool:
+    """Whether a process has the run: the one of its claim in a study, else the one of its status.
+
+    The number of a process says nothing about another machine: there, a claim is renewed or something is written.
+    """
+    from steepest.lab.results import files
+    from steepest.lab.studies.claims import _alive, _owner, _process_space
+
+    holder = _owner(folder / "claim") or files.mapping(folder / "status.json", [])
+    pid = holder.get("pid")
+    alive = isinstance(pid, int) and 0 < pid < 2**31 and _alive(pid)
+    if (holder.get("host"), holder.get("space")) == (socket.gethostname(), _process_space()):
+        return alive
+    written = ("claim/owner.json", "status.json", "metrics.jsonl", "evals.jsonl")
+    return (alive and "host" not in holder) or any(_is_new(folder / name) for name in written)
+
+
+def _is_new(file: Path) -> bool:
+    from steepest.lab.studies.claims import STALE
+
+    try:
+        return time.time() - file.stat().st_mtime < STALE
+    except OSError:
+        return False
 
 
 def _short(model: Any) -> str:

@@ -2,8 +2,8 @@
 
 A claim is a folder `claim` in the run's folder, with the owner in it. It appears by one rename, so exactly one process
 gets it. The owner renews its time stamp every few seconds; a claim that was not renewed for a minute, or whose process
-on this machine is gone, is taken over, again by one rename. Time stamps are those of the file server on both sides, so
-that clocks need not agree.
+on this machine is gone, is taken over, again by one rename. A claim that names no owner, as a power cut may leave it,
+counts for a minute too. Time stamps are those of the file server on both sides, so that clocks need not agree.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import threading
 import uuid
 from pathlib import Path
 from typing import Any
+
+from steepest.lab.runs import write_json
 
 BEAT = 5.0  # seconds between renewals
 STALE = 60.0  # seconds after which a claim that nobody renewed is free
@@ -58,18 +60,19 @@ class Claims:
         """Claim a run, if it is free. Its folder is made if need be."""
         folder.mkdir(parents=True, exist_ok=True)
         there = _owner(folder / "claim")
-        if there is not None:
-            if not self._is_stale(folder, there):
+        if there is not None or (folder / "claim" / "owner.json").exists():
+            name = self._left_by(folder, there)
+            if name is None:
                 return False
             # The old claim moves to a name of its own, once: of several processes that find it stale, one succeeds.
             try:
-                os.rename(folder / "claim", folder / f"claim-left-by-{there['token']}")
+                os.rename(folder / "claim", folder / f"claim-left-by-{name}")
             except OSError:
                 return False
         fresh = folder / f".claim-{self._token}"
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
-        (fresh / "owner.json").write_text(json.dumps(self._owner), encoding="utf-8")
+        write_json(fresh / "owner.json", self._owner)
         try:
             os.rename(fresh, folder / "claim")  # fails if there is one: a folder with something in it is not replaced
         except OSError:
@@ -89,18 +92,22 @@ class Claims:
             for left in (folder / "claim", *folder.glob("claim-left-by-*")):
                 shutil.rmtree(left, ignore_errors=True)
 
-    def _is_stale(self, folder: Path, owner: dict[str, Any]) -> bool:
-        same_machine = (owner["host"], owner["space"]) == (self._owner["host"], self._owner["space"])
-        if same_machine and not _alive(owner["pid"]):
-            return True
+    def _left_by(self, folder: Path, owner: dict[str, Any] | None) -> str | None:
+        """What identifies a claim whose owner is gone, or cannot be read and does not renew it; None otherwise."""
+        here = (self._owner["host"], self._owner["space"])
+        if owner is not None and (owner["host"], owner["space"]) == here and not _alive(owner["pid"]):
+            return str(owner["token"])
         now = folder / f".now-{self._token}"
         now.touch()
         try:
-            return now.stat().st_mtime - (folder / "claim" / "owner.json").stat().st_mtime > self._stale
+            there = (folder / "claim" / "owner.json").stat()
+            if now.stat().st_mtime - there.st_mtime <= self._stale:
+                return None
         except FileNotFoundError:  # given back just now; the next look will find it free
-            return False
+            return None
         finally:
             now.unlink(missing_ok=True)
+        return f"unknown-{there.st_ino}-{there.st_mtime_ns}" if owner is None else str(owner["token"])
 
     def _renew(self) -> None:
         while not self._end.wait(self._beat):
@@ -124,10 +131,14 @@ def is_claimed(folder: Path) -> bool:
 
 
 def _owner(claim: Path) -> dict[str, Any] | None:
+    """Who has it; None if nobody has, or nobody can tell."""
     try:
-        return dict(json.loads((claim / "owner.json").read_text(encoding="utf-8")))
+        owner = json.loads((claim / "owner.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    kinds = {"host": str, "space": str, "pid": int, "token": str}
+    whole = isinstance(owner, dict) and all(isinstance(owner.get(name), kind) for name, kind in kinds.items())
+    return owner if whole else None
 
 
 def _alive(pid: int) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steepest.lab import runs
@@ -120,8 +122,12 @@ class Execution:
         self.pool.submit(self.pool.idle[0], job, config, self.study.runs)
         while not self.stop.requested:
             for message in self.pool.receive(0.2):
-                if message.kind != "result":
+                if message.kind == "fault":
                     raise UserError(message.content)
+                if message.kind != "result":
+                    method = config.method.label or config.method.name
+                    what = "describing the workload" if job == "probe" else f"timing the steps of {method}"
+                    raise UserError(f"{what} failed: {message.content}")
                 return message.content
         return None
 
@@ -145,17 +151,20 @@ class Execution:
         study, plan = self.study, self.study.plan()
         if not self._ending and self._draw(plan):
             plan = study.plan()
-        study.write(plan)
+        try:
+            study.write(plan)
+        except UserError as error:  # runs that are under way are saved first
+            self._fault = str(error)
         self._tell_growth(plan)
-        todo = {study.name_of(config): config for config in map(study.configure, plan.todo)}
+        todo, failed = {study.name_of(config): config for config in map(study.configure, plan.todo)}, len(study.failed)
         for worker in self.pool.idle if not self._ending else ():
-            config = self._take(todo)
+            config = self._take(worker, todo)
             if config is None:
                 break
             self._running[worker] = config
             self.watch.started(config, worker)
             self.pool.submit(worker, "train", config, study.runs)
-        return plan
+        return plan if len(study.failed) == failed else self._advance()
 
     def _draw(self, plan: Plan) -> bool:
         """Let samplers see what has ended and draw new points, one process at a time. Whether there are new ones."""
@@ -182,12 +191,18 @@ class Execution:
                         self.watch.extended(row.method, name, value)
             self._axes[row.label] = row.axes
 
-    def _take(self, todo: dict[str, TrainConfig]) -> TrainConfig | None:
-        """The first run that no process has; its claim is ours then."""
+    def _take(self, worker: int, todo: dict[str, TrainConfig]) -> TrainConfig | None:
+        """The first run that no process has, for a worker; its claim is ours then."""
         ours = {self.study.name_of(config) for config in self._running.values()}
         for name, config in todo.items():
             folder = self.study.runs / name
-            if name in ours or not self.claims.take(folder):
+            try:
+                if name in ours or not self.claims.take(folder):
+                    continue
+            except OSError as error:  # somebody else's folder
+                self.study.failed[name] = str(error)
+                self.watch.started(config, worker)
+                self.watch.ended(config, worker, "failed", None, str(error))
                 continue
             if runs.RunDirectory(folder).final() is None:
                 return config
@@ -221,10 +236,17 @@ class Execution:
         else:
             if message.kind == "fault":  # the user's to mend, and the next run would meet it too
                 self._fault = message.content
-            step = int((runs.RunDirectory(folder).read("status") or {}).get("step", 0))
+            step = _step(folder)
             count, before = self._crashes.get(name, (0, step))
             self._crashes[name] = (count + 1 if step == before else 1, step)
             if message.kind == "error" or self._crashes[name][0] >= _CRASHES:
                 self.study.failed[name] = message.content
             self.watch.ended(config, message.worker, "failed", None, message.content)
         self.claims.release(folder)
+
+
+def _step(folder: Path) -> int:
+    """The step that a run has saved, as far as its status can be read."""
+    with contextlib.suppress(UserError, TypeError, KeyError):
+        return int(runs.RunDirectory(folder).read("status")["step"])
+    return 0

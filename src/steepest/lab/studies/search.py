@@ -35,10 +35,17 @@ class Tuning(Protocol):
 
 
 class GridTuning:
-    """Every combination of listed values, growing at the edges at most `extend` times along an axis."""
+    """Every combination of listed values, growing at the edges at most `extend` times along an axis.
 
-    def __init__(self, grid: Grid, extend: int, allowed: Callable[[Point], bool]) -> None:
-        self._first, self._grid, self._extend, self._allowed = grid, grid, extend, allowed
+    Args:
+        grid: the listed values.
+        extend: growths of an axis.
+        allowed: whether the method accepts a point.
+        tried: points whose runs are over. The grid grows to them again, even where `extend` was more then.
+    """
+
+    def __init__(self, grid: Grid, extend: int, allowed: Callable[[Point], bool], tried: Sequence[Point] = ()) -> None:
+        self._first, self._grid, self._extend, self._allowed, self._tried = grid, grid, extend, allowed, tried
         self._rounds = {key(point): 0 for point in grid.points()}
 
     def axes(self) -> dict[str, Any]:
@@ -56,6 +63,7 @@ class GridTuning:
             name: value
             for name, value in (found.beyond or {}).items()
             if len(self._grid.axes[name]) - len(self._first.axes[name]) < self._extend
+            or any(point.get(name) == value for point in self._tried)
         }
         if not may:
             return found, False

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steepest.lab import methods, runs
+from steepest.lab import methods, models, runs
+from steepest.lab.compute import pick_device
 from steepest.lab.config import MethodConfig, StudyConfig, StudyMethod, TrainConfig, plain, run_id
 from steepest.lab.data import Pack
 from steepest.lab.errors import UserError, unknown
@@ -22,7 +24,7 @@ from steepest.lab.workers import Pool
 from steepest.lab.workloads import open_data, resolve
 
 SCHEMA = 2
-_FACTS = ("created", "command", "versions", "machine", "workload", "seconds_per_step", "calibration")
+_FACTS = ("created", "command", "versions", "machine", "device", "workload", "seconds_per_step", "calibration")
 
 
 class Study:
@@ -33,12 +35,13 @@ class Study:
         out: where the study's folder is.
 
     Attributes:
-        facts: what was measured before the first run: versions, machine, workload with its precision, seconds a step.
+        facts: what was found out before the first run: versions, machine, type of device, workload with its precision,
+            seconds a step.
         failed: why runs failed in this process, by run id.
         tunings: method and tuning by label.
 
     Raises:
-        UserError: a bad name, option, value or axis; nothing was written.
+        UserError: a bad name, option, value, axis or model; nothing was written.
     """
 
     def __init__(self, config: StudyConfig, out: str | Path) -> None:
@@ -57,12 +60,15 @@ class Study:
         for method in config.methods:
             for point in self._corners(method):
                 methods.check(_method(method, point), config.workload.steps)
+        models.configuration(self.base.workload.model, sequence_length=config.workload.sequence_length)
         self.folder = Path(out) / config.name
         self.runs = self.folder / "runs"
         self.facts: dict[str, Any] = {}
         self.failed: dict[str, str] = {}
         self.tunings: dict[str, tuple[StudyMethod, Tuning]] = {}
         self._finals: dict[str, dict[str, Any]] = {}
+        self._tried: dict[str, list[Point]] = {}
+        self._seen: Any = None  # the configuration that this process has last read or written
         self._pack: Pack | None = None
 
     def _corners(self, method: StudyMethod) -> Iterator[Point]:
@@ -70,13 +76,14 @@ class Study:
         own = methods.find(method.name).grid
         if self.config.search == "grid":
             points = starting_grid(method, self.config, own).points()
+            yield points[0]  # is checked first: a misspelt axis makes a wrong count, and is what there is to say
             trials = self.config.trials
             if trials is not None and len(points) != trials:
                 raise UserError(
                     f"{method.label or method.name}: its space has {len(points)} points, and trials is {trials} for "
                     "every method. List as many values, or leave trials out."
                 )
-            yield from points
+            yield from points[1:]
             return
         axes = ranges(method, own)
         for end in (0, -1):
@@ -128,26 +135,30 @@ class Study:
 
     def refresh(self) -> None:
         """Take over what another process may have found out and written since."""
-        study = runs.RunDirectory(self.folder).read("study")
-        if study is None:
+        known = _read(self.folder / "study.json", self.config)
+        if known is None:
             return
-        if study["workload"]["data"]["sha256"] != self.data_sha256:
-            found = ["the data changed"]
-        else:
-            found = changes(study["config"], self.config)
+        found = known.changed if known.data_sha256 == self.data_sha256 else ["the data changed"]
         if found:
             raise UserError(
                 f"{self.folder} holds another study, and a study may grow but not change: {'; '.join(found)}. Choose "
                 "another name, or remove that folder."
             )
-        other = other_versions(study["versions"], runs.versions())
-        if other:
+        if known.other_versions:
             raise UserError(
-                f"{self.folder} was begun with other versions, whose numbers may differ: {'; '.join(other)}. Install "
-                "those, or choose another name."
+                f"{self.folder} was begun with other versions, whose numbers may differ: "
+                f"{'; '.join(known.other_versions)}. Install those, or choose another name."
             )
-        self.facts = {key: study.get(key) for key in _FACTS}
-        self.facts["calibration"] = dict(self.facts["calibration"] or {})
+        device = self.config.device
+        here = pick_device(device).type if device == "auto" else device.partition(":")[0]
+        there = known.facts["device"] or here
+        if there != here:
+            raise UserError(
+                f"{self.folder} was begun on {there}, and device {device!r} is {here} here, whose numbers may differ. "
+                f"Set device to {there}, or choose another name."
+            )
+        self.facts = known.facts | {"device": there}
+        self._seen, self._tried = known.config, known.tried
 
     @property
     def data_sha256(self) -> str:
@@ -192,7 +203,9 @@ class Study:
             return True
 
         if config.search == "grid":
-            return GridTuning(starting_grid(method, config, own), config.extend, allowed)
+            return GridTuning(
+                starting_grid(method, config, own), config.extend, allowed, self._tried.get(label(method), ())
+            )
         assert config.trials is not None
         return SampledTuning(
             self.folder / "search.journal", label(method), ranges(method, own),
@@ -224,13 +237,27 @@ class Study:
         return {"run_id": name, "loss": final["loss"], "state": final["state"]}
 
     def write(self, plan: Plan) -> None:
-        """Write study.json."""
+        """Write study.json.
+
+        Raises:
+            UserError: another process has grown the study since this one has looked.
+        """
         facts, config = self.facts, self.config
+        known = _read(self.folder / "study.json", config)
+        if known is not None and known.config != self._seen:
+            found, extend = known.changed, known.config.get("extend", 0)
+            if extend > config.extend:
+                found = [*found, f"extend is {extend} there and {config.extend} now"]
+            if found:
+                raise UserError(
+                    f"another process has grown the study {self.folder}: {'; '.join(found)}. All runs are saved; give "
+                    "the command again with the new file."
+                )
         runs.write_json(self.folder / "study.json", {
             "schema": SCHEMA,
             "name": config.name,
             **{key: facts[key] for key in _FACTS},
-            "tier": "GPU" if facts["machine"]["gpus"] else "CPU proxy",
+            "tier": "CPU proxy" if facts["device"] == "cpu" else "GPU",
             "baseline": config.baseline,
             "methods": [
                 {
@@ -253,6 +280,7 @@ class Study:
             "failures": self.failed,
             "config": plain(config.model_dump()),
         })  # fmt: skip
+        self._seen = plain(config.model_dump())
 
     def _check_fair(self) -> None:
         for check in fairness(read_study(self.folder)):
@@ -263,6 +291,50 @@ class Study:
                         f"(init_hash and data_hash in {self.runs}/*/final.json). Runs of different versions of "
                         "torch, transformers or steepest may have met in this folder; choose a new name."
                     )
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What study.json says.
+
+    Attributes:
+        facts: those of `Study`.
+        config: the configuration that it was written with, as plain values.
+        changed: what the configuration asked for now would change in it.
+        tried: the points whose runs are over, by the label of their method.
+    """
+
+    facts: dict[str, Any]
+    config: dict[str, Any]
+    changed: list[str]
+    other_versions: list[str]
+    data_sha256: str
+    tried: dict[str, list[Point]]
+
+
+def _read(path: Path, asked: StudyConfig) -> _Known | None:
+    """Read study.json; None if there is none, a `UserError` if something is missing in it."""
+    study = runs.read_json(path)
+    if study is None:
+        return None
+    try:
+        config, workload = study["config"], study["workload"]
+        facts = {key: study.get(key) for key in _FACTS} | {"calibration": dict(study["calibration"] or {})}
+        data_sha256, _ = workload["data"]["sha256"], workload["precision"]
+        rows = zip(config["methods"], study["methods"], strict=True)
+        return _Known(
+            facts=facts,
+            config=config,
+            changed=changes(config, asked),
+            other_versions=other_versions(study["versions"], runs.versions()),
+            data_sha256=data_sha256,
+            tried={
+                method["label"] or method["name"]: [dict(t["point"]) for t in row["tuning"] if t["state"] in runs.OVER]
+                for method, row in rows
+            },
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise runs.damaged(path, f"{type(error).__name__}: {error}") from None
 
 
 def label(method: StudyMethod) -> str:

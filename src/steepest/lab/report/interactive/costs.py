@@ -175,8 +175,8 @@ def diagnostics(f: Findings) -> Spec | None:
     return {
         "data": data,
         "layout": spec,
-        "controls": control("quantity", "Quantity", [(name, _words(name)) for name in names])
-        + control("role", "Role", [(role, html.escape(role)) for role in roles if role != "all"]),
+        "controls": control("quantity", "Quantity", [(name, name.replace("_", " ")) for name in names])
+        + control("role", "Role", [(role, role) for role in roles if role != "all"]),
         "layouts": {"quantity": {name: {"yaxis": {"title": {"text": _words(name)}}} for name in names}},
     }
 

@@ -65,7 +65,13 @@ def title(words: str) -> Spec:
 
 
 def control(name: str, label: str, options: Sequence[tuple[str, str]]) -> list[Spec]:
-    """A group of buttons of which one is pressed; none where there is nothing to choose."""
+    """A group of buttons of which one is pressed; none where there is nothing to choose.
+
+    Args:
+        name: of the control.
+        label: of the group, for screen readers.
+        options: value and text of each button; the template escapes the texts.
+    """
     return [{"name": name, "label": label, "options": [list(option) for option in options]}] if len(options) > 1 else []
 
 

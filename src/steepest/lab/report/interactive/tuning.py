@@ -213,7 +213,7 @@ def heat_maps(f: Findings) -> Spec | None:
     for i, surface in enumerate(f.surfaces):
         key = str(i)
         several = sum(s.label == surface.label for s in f.surfaces) > 1
-        name = text(surface.label) + (f": {_axis(surface.x)}, {_axis(surface.y)}" if several else "")
+        name = short(surface.label) + (f": {axis_name(surface.x)}, {axis_name(surface.y)}" if several else "")
         options.append((key, name))
         traces, patch = _cells(surface) if is_table(surface) else _dots(surface)
         data += [{**trace, "meta": {"only": {"surface": key}}} for trace in traces]

@@ -1,0 +1,58 @@
+"""TensorBoard as a sink: what a run logs, as events, while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from steepest.lab.errors import UserError
+
+FOLDER = "events"
+_FLUSH = 10  # seconds after which an event is on the disk
+
+
+def writer_type() -> Any:
+    """`SummaryWriter`.
+
+    Raises:
+        UserError: tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "tensorboard is true, and TensorBoard is not installed: pip install 'steepest[tensorboard]', or leave it "
+            "out; `steepest export --format tensorboard` makes the same events of finished runs."
+        ) from None
+    return SummaryWriter
+
+
+class Events:
+    """The events of a run in `<run>/events`, with the names that `steepest export` gives them.
+
+    Args:
+        run: the folder of the run.
+        step: the step of the checkpoint from which it goes on; TensorBoard forgets what came after it.
+
+    Raises:
+        UserError: tensorboard is not installed.
+    """
+
+    def __init__(self, run: Path, step: int) -> None:
+        self._writer = writer_type()(str(run / FOLDER), purge_step=step + 1 if step else None, flush_secs=_FLUSH)
+
+    def write(self, prefix: str, row: Mapping[str, Any]) -> None:
+        """Write the numbers of a logged line, "train/lr.muon"; what is not finite in it is not there."""
+        self._write(f"{prefix}/", {key: value for key, value in row.items() if key != "step"}, row["step"])
+
+    def _write(self, prefix: str, row: Mapping[str, Any], step: int) -> None:
+        for key, value in row.items():
+            if isinstance(value, Mapping):
+                self._write(f"{prefix}{key}.", value, step)
+            elif isinstance(value, int | float):
+                self._writer.add_scalar(f"{prefix}{key}", value, step)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
