@@ -58,11 +58,6 @@ class TokenStream:
         """Predicted tokens in one batch."""
         return self.batch_size * self.length
 
-    @property
-    def steps_per_epoch(self) -> float:
-        """Batches that visit every window once."""
-        return self.windows / self.batch_size
-
     def batch(self, step: int, rows: slice | None = None) -> torch.Tensor:
         """Return an int64 tensor (rows, length + 1): inputs are ``[:, :-1]``, targets ``[:, 1:]``.
 
