@@ -22,10 +22,12 @@ from typing import Any, Literal, TypeVar, cast
 import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from steepest.lab import presets
 from steepest.lab.errors import UserError, closest
 from steepest.lab.schedules import Schedule
 
 Precision = Literal["auto", "fp32", "bf16"]
+PARTS = 10  # evaluations and checkpoints a run, unless configured
 _Model = TypeVar("_Model", bound="Strict")
 
 
@@ -126,6 +128,11 @@ class Workload(Strict):
         """Tokens predicted per step."""
         return self.batch_size * self.sequence_length
 
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between evaluations; there is one after the last step, too."""
+        return self.evaluation.every or max(self.steps // PARTS, 1)
+
 
 class MethodConfig(Strict):
     """An optimizer by its name in `steepest optimizers`.
@@ -160,10 +167,7 @@ class MethodConfig(Strict):
 
 def _preset(values: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
     """The rate of the preset of a method, and its options with those that are given beside it."""
-    from steepest.lab import methods  # it knows this module
-    from steepest.lab.methods import presets
-
-    name, given = methods.find(str(values.get("name", "adamw"))).name, values.get("options") or {}
+    name, given = str(values.get("name", "adamw")), values.get("options") or {}
     rate, options = presets.find(name, str(values["preset"]))
     for key, value in given.items():
         if key in options and canonical(_number(value)) != canonical(options[key]):
@@ -312,6 +316,7 @@ class StudyConfig(Strict):
         diagnostics_every: steps between measurements of what a step does; 0 for none. No part of a run's identity.
         device: "auto", "cpu", "cuda", ...
         cache: folder of prepared data; None for the default.
+        tensorboard: write what each run logs as events for TensorBoard too. No part of a run's identity.
     """
 
     name: str = "compare"
@@ -326,6 +331,7 @@ class StudyConfig(Strict):
     diagnostics_every: int = Field(default=0, ge=0)
     device: str = "auto"
     cache: str | None = None
+    tensorboard: bool = False
 
     @field_validator("name")
     @classmethod

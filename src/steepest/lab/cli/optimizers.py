@@ -71,7 +71,7 @@ def show(name: Annotated[str, typer.Argument(help="A name of `steepest optimizer
     from rich.table import Table
 
     from steepest.lab.methods import find
-    from steepest.lab.methods.presets import PAPERS, own_presets
+    from steepest.lab.presets import PAPERS, of_rules
 
     method = find(name)
     console = Console()
@@ -86,7 +86,7 @@ def show(name: Annotated[str, typer.Argument(help="A name of `steepest optimizer
         table.add_row(option, str(value))
     console.print()
     console.print(table, markup=False)
-    if presets := own_presets(name):
+    if presets := of_rules(name):
         console.print("\nTuned settings of papers (steepest.rules.PRESETS):")
         for source in dict.fromkeys(preset.source for preset in presets.values()):
             console.print(f"  {source}:", markup=False, highlight=False)

@@ -179,30 +179,27 @@ def find(name: str, setting: str, source: str = "") -> tuple[float, dict[str, An
     Raises:
         UserError: there is none; the message has the closest.
     """
-    papers = [paper for paper in PAPERS.get(name, ()) if source in paper.source]
+    papers, own = PAPERS.get(name, ()), of_rules(name)
+    if not papers and not own:
+        raise unknown("method with tuned settings", name, [*PAPERS, *map(_method, rules.PRESETS.values())])
     for paper in papers:
-        if setting in paper.rates:
+        if setting in paper.rates and source in paper.source:
             return paper.rates[setting], paper.options | paper.changes.get(setting, {})
-    own = own_presets(name)
-    if setting in own:
-        return _of_rules(name, own[setting])
-    raise unknown(f"tuned setting of {name}", setting, [*(key for paper in papers for key in paper.rates), *own])
+    if setting not in own:
+        raise unknown(f"tuned setting of {name}", setting, [*(key for paper in papers for key in paper.rates), *own])
+    preset, default = own[setting], type(own[setting].rule)()
+    rate, rest = float(preset.rule.lr), preset.rest
+    options = {key: value for key, value in vars(preset.rule).items() if value != getattr(default, key) and key != "lr"}
+    if preset.rule.takes == "hidden":
+        options["rest_lr_ratio"] = float(rest.lr) / rate
+        options |= {f"rest_{key}": getattr(rest, key) for key in ("betas", "weight_decay")}
+    return rate, options
 
 
-def own_presets(name: str) -> dict[str, rules.Preset]:
+def of_rules(name: str) -> dict[str, rules.Preset]:
     """Those of `steepest.rules.PRESETS` that are of a method of the lab."""
-    from steepest.lab.methods import METHODS
-
-    label = METHODS[name].label if name in METHODS else ""
-    return {key: preset for key, preset in rules.PRESETS.items() if type(preset.rule).__name__ == label}
+    return {key: preset for key, preset in rules.PRESETS.items() if _method(preset) == name}
 
 
-def _of_rules(name: str, preset: rules.Preset) -> tuple[float, dict[str, Any]]:
-    from steepest.lab.methods import METHODS
-
-    rate = float(preset.rule.lr)
-    given: dict[str, Any] = {"rest_lr_ratio": float(preset.rest.lr) / rate}
-    for rule, prefix in ((preset.rule, ""), (preset.rest, "rest_")):
-        given |= {f"{prefix}{option}": value for option, value in vars(rule).items() if option != "lr"}
-    defaults = METHODS[name].options
-    return rate, {key: given[key] for key in defaults if key in given and given[key] != defaults[key]}
+def _method(preset: rules.Preset) -> str:
+    return preset.rule.name.replace("_", "")
