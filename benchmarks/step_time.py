@@ -43,7 +43,7 @@ CLAIMS = [
     ("soft_polar, fitted, temperature x s_1 = 10", "polar, 5 steps, float32", 1.0),
     ("steepest SAGE", "torch AdamW (fused), embedding", 1.3),
     ("steepest SAGE (compile)", "torch AdamW (fused), embedding", 1.3),
-    ("steepest SinkGD", "torch AdamW (fused), hidden", 1.5),
+    ("steepest SinkGD (compile)", "torch AdamW (fused), hidden", 1.5),
     ("steepest LASM (compile)", "torch AdamW (fused)", 1.2),
     ("steepest Lion, bf16 momentum (compile)", "steepest Lion (compile)", 1.0),
 ]
