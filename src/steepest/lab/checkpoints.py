@@ -98,9 +98,11 @@ def load(folder: Path, device: str = "cpu") -> dict[str, Any] | None:
 
 
 def remove(folder: Path) -> None:
-    """Delete all checkpoints."""
+    """Delete all checkpoints, and the folder if nothing else is in it."""
     for path in _all(folder):
         path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _all(folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from steepest.lab.errors import UserError
 
-FOLDER = "events"
+FOLDER = "events"  # of a run
 _FLUSH = 10  # seconds after which an event is on the disk
 
 
@@ -22,25 +22,25 @@ def writer_type() -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError(
-            "tensorboard is true, and TensorBoard is not installed: pip install 'steepest[tensorboard]', or leave it "
-            "out; `steepest export --format tensorboard` makes the same events of finished runs."
+            "TensorBoard is not installed: pip install 'steepest[tensorboard]'. A run does without when "
+            "tensorboard=true is left out; `steepest export --format tensorboard` makes the same events later."
         ) from None
     return SummaryWriter
 
 
 class Events:
-    """The events of a run in `<run>/events`, with the names that `steepest export` gives them.
+    """The events of a run.
 
     Args:
-        run: the folder of the run.
-        step: the step of the checkpoint from which it goes on; TensorBoard forgets what came after it.
+        folder: of the events.
+        step: the step of the checkpoint from which the run goes on; TensorBoard forgets what came after it.
 
     Raises:
         UserError: tensorboard is not installed.
     """
 
-    def __init__(self, run: Path, step: int) -> None:
-        self._writer = writer_type()(str(run / FOLDER), purge_step=step + 1 if step else None, flush_secs=_FLUSH)
+    def __init__(self, folder: Path, step: int = 0) -> None:
+        self._writer = writer_type()(str(folder), purge_step=step + 1 if step else None, flush_secs=_FLUSH)
 
     def write(self, prefix: str, row: Mapping[str, Any]) -> None:
         """Write the numbers of a logged line, "train/lr.muon"; what is not finite in it is not there."""

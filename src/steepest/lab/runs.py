@@ -5,11 +5,13 @@
     config.json    what was asked for, with every default filled in
     env.json       versions, machine, command, choices made by measurement
     routing.json   one row per parameter: role, rule, expected step, state bytes
-    status.json    {"state": created | running | done | diverged | failed | interrupted, "step", "pid", "updated"}
+    status.json    {"state": created | running | done | diverged | failed | interrupted, "step", "updated"} and the
+                   process that wrote it: {"host", "space", "pid"}
     metrics.jsonl  one line per logged step
     evals.jsonl    one line per evaluation
     final.json     written last: its existence means the run is over
     ckpt/          checkpoints of a run that is not over
+    events/        what is logged for TensorBoard, where that is asked for
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from typing import IO, Any
 import torch
 from torch import nn
 
+from steepest.lab import processes
 from steepest.lab.errors import UserError, full_disk
 
 OVER = ("done", "diverged")
@@ -148,7 +151,7 @@ class RunDirectory:
 
     def status(self, state: str, step: int) -> None:
         """Write status.json."""
-        self.write("status", {"state": state, "step": step, "pid": os.getpid(), "updated": now()})
+        self.write("status", {"state": state, "step": step, **processes.here(), "updated": now()})
 
     def final(self) -> dict[str, Any] | None:
         """final.json of a run that is over, else None.

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+AGAIN = 2.0  # seconds within which a signal that is repeated is the same request
 
 
 class Stop:
@@ -19,8 +22,11 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one ends the process as usual."""
-    stop = Stop()
+    """Turn the first Ctrl-C or SIGTERM into a request to stop; one more than `AGAIN` later does what it always does.
+
+    `timeout`, for one, sends the same signal to the process and then to its group: that is one request.
+    """
+    stop, began = Stop(), 0.0
     previous: dict[int, Any] = {}
 
     def restore() -> None:
@@ -29,8 +35,12 @@ def stop_on_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
     def handle(number: int, frame: FrameType | None) -> None:
-        stop.requested = True
-        restore()
+        nonlocal began
+        if not stop.requested:
+            stop.requested, began = True, time.monotonic()
+        elif time.monotonic() - began > AGAIN:
+            restore()
+            signal.raise_signal(number)
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -20,17 +20,16 @@ from torch import nn
 
 from steepest.lab import checkpoints, methods, models, runs, schedules
 from steepest.lab.compute import backward, choose_precision, evaluate, pick_device, threads
-from steepest.lab.config import TrainConfig, command_line, run_id
+from steepest.lab.config import PARTS, TrainConfig, command_line, run_id
 from steepest.lab.data import Pack, RunningHash
 from steepest.lab.diagnostics import Diagnostics
 from steepest.lab.errors import UserError
-from steepest.lab.events import Events
+from steepest.lab.events import FOLDER, Events
 from steepest.lab.signals import Stop
 from steepest.lab.workloads import open_data, record_start, resolve
 
 DIVERGED_ABOVE = 1.0  # nats above the first loss: further than that no run of a proper schedule comes back
 _LINES = 1_000  # at most so many lines of metrics a run, unless log_every says otherwise
-_PARTS = 10  # evaluations and checkpoints a run, unless configured
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,8 @@ class _Training:
         self.device = pick_device(config.device)
         self.steps, self.tokens_per_step = workload.steps, workload.tokens_per_step
         self.micro_batch = config.micro_batch or workload.batch_size
-        self.every = workload.evaluation.every or max(self.steps // _PARTS, 1)
-        self.checkpoint_every = config.checkpoint_every or max(self.steps // _PARTS, 1)
+        self.every = workload.evaluate_every
+        self.checkpoint_every = config.checkpoint_every or max(self.steps // PARTS, 1)
         self.log_every = config.log_every or math.ceil(self.steps / _LINES)
         # The weights exist before the optimizer does, so they cannot depend on it.
         self.model = models.build(
@@ -119,8 +118,7 @@ class _Training:
         self.bytes_per_token = float(pack.bytes_per_token["validation"])
         # What a checkpoint holds beside model and optimizer.
         self.step, self.seconds, self.data_hash = 0, 0.0, RunningHash()
-        self.began = 0.0
-        self.first_loss = math.nan
+        self.began, self.first_loss = 0.0, math.nan
         self.window: list[float] = []
         self.measured: dict[str, Any] = {}  # of the last measured step
         self.precision, timings, offsets = self._restore()
@@ -128,7 +126,7 @@ class _Training:
         self.diagnostics = Diagnostics(self.model, self.optimizer, gradients, config.diagnostics_every)
         self.evals = runs.Lines(directory.path / "evals.jsonl", offsets["evals"])
         self.metrics = runs.Lines(directory.path / "metrics.jsonl", offsets["metrics"])
-        self.events = Events(directory.path, self.step) if config.tensorboard else None
+        self.events = Events(directory.path / FOLDER, self.step) if config.tensorboard else None
         facts = {
             "device": str(self.device),
             "precision": {"wanted": workload.precision, "used": self.precision, "seconds_per_step": timings},

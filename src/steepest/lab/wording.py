@@ -242,8 +242,19 @@ def verdict(study: Study, rows: Sequence[Row]) -> list[str]:
         names = listing([long_name(row.method.label) for row in tied])
         sentences.append(f"Its lead over {names} is within the noise, so no single winner is declared.")
     else:
-        sentences.append("Its lead over every other method is outside the noise.")
+        sentences.append(f"Its lead over every other method is outside the noise{_doubt(leader, ranked)}.")
     return [*sentences, *_against_baseline(ranked, digits), *_caveats(rows)]
+
+
+def _doubt(leader: Row, ranked: Sequence[Row]) -> str:
+    """Which leads do not survive the correction for all comparisons with the baseline; empty if all do."""
+    lost = [row for row in (ranked[1:] if leader.is_baseline else [leader]) if row.p_holm >= 0.05]
+    if not lost:
+        return ""
+    behind = lost if leader.is_baseline else [row for row in ranked if row.is_baseline]
+    names = listing([long_name(row.method.label) for row in behind])
+    p = max(row.p_holm for row in lost)
+    return f" on its own; not that over {names} among all comparisons together (Holm p = {p:.2g})"
 
 
 def _lead(leader: Row, rows: Sequence[Row], digits: int) -> str:

@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import signal
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.synchronize import Event
@@ -57,7 +58,8 @@ class Pool:
     def _start(self) -> tuple[Any, Connection]:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_work, args=(theirs, self._stop), daemon=True)
-        process.start()
+        with _blocked(signal.SIGTERM):
+            process.start()
         theirs.close()
         return process, ours
 
@@ -66,13 +68,14 @@ class Pool:
 
     def __exit__(self, *exception: object) -> None:
         self.stop()
-        for process, connection in self._workers:
+        for _, connection in self._workers:
             with contextlib.suppress(OSError):
                 connection.send(None)
             connection.close()
+        for process, _ in self._workers:
             process.join(timeout=10)
             if process.is_alive():
-                process.terminate()
+                process.kill()
                 process.join()
 
     @property
@@ -123,6 +126,19 @@ class Pool:
                     continue
             messages.append(Message(kind, index, content))
         return messages
+
+
+@contextlib.contextmanager
+def _blocked(number: int) -> Iterator[None]:
+    """A process that starts in this block never gets the signal: `timeout` sends it to all, the parent decides."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _SharedStop(Stop):
@@ -199,9 +215,11 @@ def _pack(config: TrainConfig, packs: dict[str, Any]) -> Any:
 
 
 def _probe(config: TrainConfig, pack: Any) -> dict[str, Any]:
-    """Describe the workload and choose its precision, in the environment in which the runs will be carried out."""
+    """Describe the workload, choose its precision and time an evaluation, where the runs will be carried out."""
+    import time
+
     from steepest.lab import models, runs
-    from steepest.lab.compute import choose_precision, pick_device
+    from steepest.lab.compute import choose_precision, evaluate, pick_device
     from steepest.lab.workloads import describe, resolve
 
     config = resolve(config)
@@ -211,8 +229,13 @@ def _probe(config: TrainConfig, pack: Any) -> dict[str, Any]:
     precision, seconds = choose_precision("auto", model, stream.batch(0).to(device))
     if workload.precision != "auto":
         precision = workload.precision
+    tokens, rows = workload.evaluation.tokens, workload.evaluation.batch_size
+    validation = pack.validation(tokens=tokens, length=workload.sequence_length, batch_size=rows)
+    began = time.perf_counter()
+    evaluate(model, validation, device, precision)
     return {
         "seconds_per_step": seconds.get(precision),
+        "seconds_per_evaluation": time.perf_counter() - began,
         "device": device.type,
         "workload": describe(config, pack) | {"precision": precision},
         "versions": runs.versions(),

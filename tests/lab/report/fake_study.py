@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from steepest.lab.processes import here
+
 # label, loss at the best learning rate, that rate, bytes of state per (matrix, other) parameter, relative speed
 METHODS = {
     "adamw": ("AdamW", 4.684, 8e-3, (8, 8), 1.00),
@@ -276,5 +278,5 @@ def write_messy_study(folder: Path) -> Path:
         f.write('{"step": 200, "tokens": 8192')
     for seed in (1, 2, 3, 4):
         (runs / final_id("sign_muon", seed) / "final.json").unlink()
-        dump(runs / final_id("sign_muon", seed) / "status.json", {"state": "running", "step": 100})
+        dump(runs / final_id("sign_muon", seed) / "status.json", {"state": "running", "step": 100, **here()})
     return folder

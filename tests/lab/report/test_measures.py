@@ -174,3 +174,28 @@ def test_a_verdict_that_does_not_survive_holm_says_so(tmp_path):
     assert not_after_holm(replace(row, p_holm=0.049)) == ""
     assert "Holm p = 0.06" in not_after_holm(replace(row, p_holm=0.06))
     assert not_after_holm(replace(row, p_holm=0.06, verdict="not decided")) == ""
+
+
+def test_the_verdict_says_which_lead_does_not_survive_holm(tmp_path):
+    from dataclasses import replace
+
+    from steepest.lab.wording import verdict
+
+    write_grid_study(tmp_path, (ADAMW, LION, MUON), seeds=(1, 2, 3))
+    study = read_study(tmp_path)
+    rows = headline(study)
+    assert [(row.method.label, row.is_baseline) for row in rows[:2]] == [("Muon", False), ("AdamW", True)]
+
+    def said(found, p):
+        return verdict(study, [replace(row, p_holm=p.get(row.method.label, row.p_holm)) for row in found])[1]
+
+    lead = "Its lead over every other method is outside the noise"
+    assert said(rows, {"Muon": 0.049, "Lion": 0.9}) == f"{lead}."  # Lion's is no lead of Muon's
+    assert said(rows, {"Muon": 0.053}) == (
+        f"{lead} on its own; not that over AdamW among all comparisons together (Holm p = 0.053)."
+    )
+    adamw = rows[1]
+    lion = next(row for row in rows if row.method.label == "Lion")
+    best = [adamw, replace(lion, losses={seed: loss + 0.1 for seed, loss in adamw.losses.items()})]
+    assert said(best, {"Lion": 0.01}) == f"{lead}."
+    assert said(best, {"Lion": 0.05}).endswith("not that over Lion among all comparisons together (Holm p = 0.05).")

@@ -183,6 +183,28 @@ def test_variants_of_one_method_are_told_apart_by_their_options(tmp_path):
     }
 
 
+def test_a_label_counts_before_a_name(tmp_path):
+    write_study(tmp_path, ("adamw",), seeds=(1,))
+    study = json.loads((tmp_path / "study.json").read_text())
+    entry = {"options": {}, "tuning": [], "best_lr": 1e-2, "edge": False}
+    study["methods"] += [{"name": "muon", "label": "mine", **entry}, {"name": "lion_muon", "label": "muon", **entry}]
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    folder = tmp_path / "runs" / "a-run"
+    write_run(folder, "lion_muon", 1e-2, 1)
+    config = json.loads((folder / "config.json").read_text())
+    config["method"] = {"name": "lion_muon", "label": "muon", "lr": 1e-2, "options": {}}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert next(run.method for run in read_study(tmp_path).runs if run.id == "a-run") == "muon"
+
+
+def test_a_run_whose_process_is_gone_is_not_called_running(messy, tmp_path):
+    folder = shutil.copytree(messy, tmp_path / "copy", ignore=shutil.ignore_patterns("figures", "report.html"))
+    status = folder / "runs" / final_id("sign_muon", 1) / "status.json"
+    status.write_text(json.dumps({**json.loads(status.read_text()), "pid": 2**22 + 1}))
+    found = {run.id: run.state for run in read_study(folder).runs}
+    assert [found[final_id("sign_muon", seed)] for seed in (1, 2)] == ["interrupted", "running"]
+
+
 @pytest.mark.parametrize("name", ["study.json", "report.html"])
 def test_a_file_of_the_study_names_it_too(clean, name):
     assert read_study(clean / name).name == "six methods on news-wiki"

@@ -139,7 +139,7 @@ def test_names_are_shown_as_they_are(
     file = write(tmp_path, cache, name="x[red]y :smile:")
 
     def calibrate(self: Study) -> Any:
-        self.facts = {"calibration": {"[/b] x": 0.01, "LionMuon [P=2]": 0.02}}
+        self.facts = {"calibration": {"[/b] x": 0.01, "LionMuon [P=2]": 0.02}, "seconds_per_evaluation": 0.1}
         rows = [SimpleNamespace(label=name, axes={"lr": [1e-2]}, tuning=[{}]) for name in self.facts["calibration"]]
         return SimpleNamespace(rows=rows, todo=rows)
 

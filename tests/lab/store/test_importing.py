@@ -219,7 +219,18 @@ def test_imported_runs_are_drawn_beside_ours(tmp_path: Path) -> None:
     assert "tokens 2.1 B, here 80" in section
     assert "3.5000" in section
     assert (own / "figures" / "imported.svg").exists()
+    assert (own / "tables" / f"published-imported-{WORKLOAD}.csv").exists()
     assert "Imported" not in (write(own, figures=False)).read_text(encoding="utf-8")
+
+
+def test_a_table_without_a_common_method_is_no_file(tmp_path: Path) -> None:
+    own = ours(tmp_path / "ours")
+    summary(tmp_path / "exps" / "muon_s0", [9.0, 4.0, 3.4], opt="muon")
+    import_summaries(tmp_path / "exps", tmp_path / "out")
+    page = write(own, figures=False, imported=[tmp_path / "out" / WORKLOAD])
+    assert "No method is in both." in page.read_text(encoding="utf-8")
+    assert (own / "tables" / "headline.csv").exists()
+    assert not list((own / "tables").glob("published-*"))
 
 
 def test_what_cannot_stand_beside_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sqlite3
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from small_runs import tiny
 
 from steepest.lab import runs
 from steepest.lab.cli import main
+from steepest.lab.data import Pack
 from steepest.lab.errors import UserError
 from steepest.lab.store import Index, cleaning, exporting
 from steepest.lab.store.comparing import differences
 from steepest.lab.studies.claims import Claims
 from steepest.lab.training import train
+from steepest.lab.workloads import record_start, resolve
 
 
 def make_run(folder: Path, name: str, lr: float, seed: int = 1, loss: float | None = 2.0, **changes: Any) -> Path:
@@ -163,6 +166,16 @@ def test_a_claimed_run_is_running_while_its_owner_is_there(root: Path) -> None:
         assert states(root)["cccc"] == "interrupted"  # a number of there that lives here says nothing
 
 
+def test_a_run_that_was_killed_just_now_is_interrupted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = runs.RunDirectory(root / "first/runs/lion-lr0.0003-s2-cccc")
+    with monkeypatch.context() as other:
+        other.setattr(os, "getpid", lambda: GONE)
+        directory.status("running", 5)
+    assert states(root)["cccc"] == "interrupted"
+    directory.status("running", 5)
+    assert states(root)["cccc"] == "running"
+
+
 def test_a_damaged_status_is_no_process(root: Path) -> None:
     folder = root / "first/runs/lion-lr0.0003-s2-cccc"
     for pid in (-1, 0, 10**30, "1", None, [1]):
@@ -276,6 +289,27 @@ def test_differences_leave_out_what_is_the_same(root: Path) -> None:
         differences([first])
 
 
+def test_each_setting_that_differs_is_shown_once(cache: Path, pack: Pack, tmp_path: Path) -> None:
+    model = tiny(cache).workload.model
+    assert isinstance(model, dict)
+    changes = {"workload__model": {**model, "intermediate_size": 64}, "workload__evaluation": {"tokens": 128}}
+    folders = []
+    for config in (tiny(cache), tiny(cache, method__lr=2e-2, micro_batch=2, **changes)):
+        directory = runs.RunDirectory(tmp_path / f"{len(folders)}")
+        directory.create()
+        record_start(directory, resolve(config), pack, {}, 0)
+        folders.append(directory.path)
+    assert dict(differences(folders)[:-8]) == {
+        "method.lr": [1e-2, 2e-2],
+        "workload.evaluation.batch_size": [4, 16],
+        "workload.evaluation.tokens": [256, 128],
+        "workload.model.intermediate_size": [48, 64],
+        "workload.model.non_embedding_parameters": [17_568, 20_640],
+        "workload.model.parameters": [25_792, 28_864],
+        "micro_batch": [None, 2],
+    }
+
+
 def test_tables_for_other_tools(root: Path, tmp_path: Path) -> None:
     (root / "first/runs/adamw-lr0.004-s1-aaaa/metrics.jsonl").open("a").write('{"step": 11, "lo')
     written = exporting.parquet(Index(root).refresh(), root, tmp_path / "out")
@@ -291,10 +325,22 @@ def test_tables_for_other_tools(root: Path, tmp_path: Path) -> None:
     accumulator = EventAccumulator(str(events[0]))
     accumulator.Reload()
     assert [(e.step, pytest.approx(e.value)) for e in accumulator.Scalars("train/loss")][:2] == [(1, 3.0), (2, 2.9)]
+    assert {"train/lr.all", "validation/loss"} < set(accumulator.Tags()["scalars"])
+
+
+def test_without_tensorboard_its_events_are_refused(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert main(["export", str(root), "--format", "tensorboard", "--out", str(tmp_path / "events")]) == 2
+    assert "TensorBoard is not installed: pip install 'steepest[tensorboard]'" in capsys.readouterr().err
 
 
 def test_only_what_nobody_needs_goes(cache: Path, tmp_path: Path) -> None:
     done = train(tiny(cache), tmp_path).path
+    empty = train(tiny(cache, seed=1, keep_checkpoint=False), tmp_path).path
+    assert not (empty / "ckpt").exists()
+    (empty / "ckpt").mkdir()  # as earlier versions left it
     under_way = make_run(tmp_path / "lion-lr1-s1-ffff", "lion", 1.0, loss=None)
     (under_way / "ckpt").mkdir()
     (under_way / "ckpt" / "step").write_text("x")
@@ -318,14 +364,31 @@ def test_only_what_nobody_needs_goes(cache: Path, tmp_path: Path) -> None:
 
 
 def test_the_commands(root: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for i, run in enumerate(sorted(root.rglob("status.json"), key=lambda path: path.parent.name[-4:])):
+        run.write_text(json.dumps({**json.loads(run.read_text()), "updated": f"2026-01-0{i + 1}"}))
+    (root / "first" / "study.json").write_text("{}")
     assert main(["ls", str(root), "--sort", "loss"]) == 0
     out = capsys.readouterr().out
     assert out.index("bbbb") < out.index("aaaa") < out.index("cccc")
     assert "4 runs" in out
+    for words, first, last, what in (
+        (["--sort", "loss"], "bbbb", "aaaa", "first"),
+        (["--sort", "loss", "--descending"], "dddd", "aaaa", "first"),
+        ([], "cccc", "dddd", "last"),
+        (["--descending"], "dddd", "cccc", "first"),
+    ):
+        assert main(["ls", str(root), "--limit", "2", *words]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.rstrip()[-4:] for line in lines[1:3]] == [first, last]
+        assert lines[3] == f"4 runs, the {what} 2 are shown (--limit 0 for all)"
     assert main(["ls", str(root), "--json", "--state", "running"]) == 0
     assert json.loads(capsys.readouterr().out)["run_id"].endswith("cccc")
     assert main(["show", "bbbb", "--root", str(root)]) == 0
-    assert "steepest train" in capsys.readouterr().out
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["to", "repeat", "steepest", "train"] in shown
+    assert shown[1:4] == [["study", "first"], ["method", "lion"], ["label", "lion"]]
+    assert main(["show", "dddd", "--root", str(root)]) == 0
+    assert "study" not in capsys.readouterr().out.split()
     assert main(["tail", "bbbb", "--root", str(root), "-n", "2"]) == 0
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["9", "10"]
     assert main(["compare", "aaaa", "bbbb", "--root", str(root)]) == 0

@@ -98,11 +98,11 @@ def test_processes_share_a_study_and_survive_each_other(
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(json.loads(json.dumps(values(cache)))))
     command = [sys.executable, "-m", "steepest", "study", "run", str(file), "--out", str(tmp_path), "--workers", "1"]
+    command += ["--no-report", "--no-bench"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def start() -> subprocess.Popen[str]:
-        words = [*command, "--no-report"]
-        return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     first, second = start(), start()
     assert first.stdout is not None
@@ -114,5 +114,5 @@ def test_processes_share_a_study_and_survive_each_other(
     text, _ = second.communicate(timeout=240)
     assert second.returncode == 0, text
     assert numbers(tmp_path / "crashes") == undisturbed
-    again = subprocess.run([*command, "--no-report"], env=environment, capture_output=True, text=True, check=True)
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "(tune)" not in again.stderr + again.stdout  # nothing was left to run

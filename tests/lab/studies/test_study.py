@@ -68,7 +68,8 @@ class Disk:
         study.refresh()
         study.facts = study.facts or {
             "created": "", "command": "", "versions": runs.versions(), "machine": {"gpus": []}, "device": "cpu",
-            "workload": {"precision": "fp32", "data": {"sha256": "sha"}}, "seconds_per_step": None, "calibration": {},
+            "workload": {"precision": "fp32", "data": {"sha256": "sha"}}, "seconds_per_step": None,
+            "seconds_per_evaluation": None, "calibration": {},
         }  # fmt: skip
         self.carried_out: list[TrainConfig] = []
 
@@ -81,6 +82,9 @@ class Disk:
             assert {"tune", "final"} not in purposes.values()  # a rate is final once all its rivals are known
             for config in map(self.study.configure, plan.todo):
                 value = loss(config.method.name, config.method.lr, config.seed)
+                if value == "failed":
+                    self.study.failed[self.study.name_of(config)] = "no idea"
+                    continue
                 final = {"state": "done" if value is not None else "diverged", "step": 12, "loss": value}
                 path = self.study.runs / self.study.name_of(config)
                 path.mkdir(parents=True)
@@ -131,6 +135,56 @@ def test_a_method_that_always_diverges_has_no_winner(cache: Path, tmp_path: Path
     lion = plan.rows[1]
     assert (lion.best, lion.open_axes) == (None, ("lr",))
     assert lion.axes["lr"] == [2e-4, *methods.find("lion").grid]
+
+
+def test_a_grid_does_not_grow_while_a_run_of_it_has_failed(cache: Path, tmp_path: Path) -> None:
+    values: dict[str, Any] = {"methods": [{"name": "adamw", "grid": [1e-3, 2e-3]}, "lion"], "extend": 2}
+
+    def loss(name: str, lr: float, seed: int) -> Any:
+        return "failed" if name == "lion" or lr == 1e-3 else 1 / lr
+
+    disk = Disk(study(cache, tmp_path, **values))
+    plan = disk.carry_out(loss)
+    assert plan.rows[0].axes["lr"] == [1e-3, 2e-3]
+    assert (plan.rows[0].best, plan.rows[0].open_axes) == ({"lr": 2e-3}, ("lr",))
+    assert plan.rows[1].axes["lr"] == list(methods.find("lion").grid)  # downwards is where a method goes that diverges
+    assert plan.rows[1].best is None
+    disk.study.failed.clear()  # the same command again
+    plan = disk.carry_out(lambda name, lr, seed: 1 / lr)
+    assert plan.rows[0].axes["lr"] == [1e-3, 2e-3, 4e-3, 8e-3]
+    disk.study.write(plan)
+    for path in disk.study.runs.glob("adamw-lr0.001-*/final.json"):
+        path.unlink()
+    again = Disk(study(cache, tmp_path, **values))
+    again.study.failed = dict.fromkeys((p.name for p in again.study.runs.glob("adamw-lr0.001-*")), "no idea")
+    assert again.study.plan().rows[0].axes["lr"] == [1e-3, 2e-3, 4e-3, 8e-3]  # what was tried is kept
+
+
+def test_events_for_tensorboard_are_no_change_of_a_study(cache: Path, tmp_path: Path) -> None:
+    plain, wanted = (Disk(study(cache, tmp_path, tensorboard=wanted)).study for wanted in (False, True))
+    plain.write(plain.plan())
+    one, other = (each.configure(each.plan().todo[0]) for each in (plain, wanted))
+    assert (one.tensorboard, other.tensorboard) == (False, True)
+    assert plain.name_of(one) == wanted.name_of(other)
+    wanted.refresh()
+    wanted.write(wanted.plan())
+    plain.write(plain.plan())  # of another process that still runs
+
+
+def test_the_cost_of_a_run_has_its_evaluations_in_it(cache: Path, tmp_path: Path) -> None:
+    class Heard(Watcher):
+        def planned(self, config: StudyConfig, runs_left: int, seconds: float | None) -> None:
+            heard.append((runs_left, seconds))
+
+    heard: list[Any] = []
+    workload = tiny(cache, workload__evaluation={"every": 5}).workload.model_dump()
+    found = Disk(study(cache, tmp_path, workload=workload, methods=[{"name": "adamw", "grid": [1e-2, 2e-2]}])).study
+    found.facts |= {"calibration": {"adamw": 0.5}, "seconds_per_evaluation": 3.0}
+    assert found.seconds_per_run("adamw") == 12 * 0.5 + 3 * 3.0  # after 5, 10 and 12 steps
+    execution(found, IdlePool(), watch=Heard()).announce(found.plan())
+    assert heard == [(4, 60.0)]
+    found.facts["seconds_per_evaluation"] = None  # of a study that was begun before it was timed
+    assert found.seconds_per_run("adamw") == 6.0
 
 
 def test_what_was_tried_is_kept_when_grids_may_grow_less(cache: Path, tmp_path: Path) -> None:
@@ -319,6 +373,20 @@ def test_a_full_disk_ends_the_study(cache: Path, tmp_path: Path, monkeypatch: py
     ((kind, message),) = parent.said
     assert kind == "fault"
     assert message.startswith("the disk is full")
+
+
+def test_a_worker_leaves_it_to_its_parent_to_stop(cache: Path, tmp_path: Path) -> None:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with workers.Pool(1) as pool:
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
+        pid, kinds = pool._workers[0][0].pid, ["progress"]
+        os.kill(pid, signal.SIGTERM)
+        pool.submit(0, "train", resolve(tiny(cache)), tmp_path)
+        while kinds[-1] == "progress":  # `timeout` and Ctrl-C send to the whole group
+            kinds += [message.kind for message in pool.receive(60)]
+            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGINT)
+        assert kinds[-1] == "result"
 
 
 @pytest.mark.parametrize("status", ['{"step": 4}', "{}", "[]", "{", None])

@@ -40,6 +40,7 @@ def test_a_plan_says_what_it_costs_and_runs_nothing(
     study = json.loads((tmp_path / "out" / "first look" / "study.json").read_text())
     assert set(study["calibration"]) == {"adamw", "lionmuon"}
     assert all(seconds > 0 for seconds in study["calibration"].values())
+    assert study["seconds_per_evaluation"] > 0
     assert not list((tmp_path / "out" / "first look" / "runs").iterdir())
 
 
@@ -91,5 +92,7 @@ def test_a_batch_script_is_a_script(tmp_path: Path) -> None:
     plain = script("s", path, tmp_path, tasks=1, workers=1, time="10")
     assert "partition" not in plain
     assert "gpus" not in plain
+    changed = script("s", path, tmp_path, tasks=1, workers=1, time="10", overrides=["a=1", "name=x --no-report $y"])
+    assert changed.replace(" -o a=1 -o 'name=x --no-report $y' --no-report", " --no-report") == plain
     with pytest.raises(UserError, match="--partition must be one word"):
         script("s", path, tmp_path, tasks=1, workers=1, time="10", partition="cpu\n#SBATCH --wrap=rm")

@@ -76,6 +76,7 @@ def reproduce(
 def _list() -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from steepest.lab.reproductions import MODULES, find
 
@@ -85,9 +86,9 @@ def _list() -> None:
     table.add_column("paper", ratio=2)
     table.add_column("min", justify="right", no_wrap=True)
     for study in map(find, MODULES):
-        table.add_row(study.name, study.title, study.paper, f"{study.minutes:g}")
+        table.add_row(*map(Text, (study.name, study.title, study.paper, f"{study.minutes:g}")))
     console = Console()
-    console.print(table, markup=False)
+    console.print(table)
     console.print(
         f"\nmin: minutes on two cores; --quick is faster.\nExample: steepest reproduce {next(iter(MODULES))}",
         highlight=False,
@@ -104,8 +105,9 @@ def _display(name: str, quiet: bool) -> Iterator[Watcher]:
 
     console = Console(stderr=True, quiet=quiet)
     bars = Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TextColumn("{task.fields[state]}"), TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"), TextColumn("{task.fields[state]}", markup=False),
+        TimeRemainingColumn(),
         console=console, disable=quiet or not console.is_terminal,
     )  # fmt: skip
 

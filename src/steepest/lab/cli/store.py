@@ -39,7 +39,7 @@ def ls(
     text: Annotated[str, typer.Option(help="Only runs whose path has this in it.")] = "",
     sort: Annotated[str, typer.Option(help="loss, updated, label, lr, seed, seconds, step, study, state.")] = "updated",
     descending: Annotated[bool, typer.Option("--descending", help="Largest first.")] = False,
-    limit: Annotated[int, typer.Option(min=0, help="Show the last so many; 0 for all.")] = 40,
+    limit: Annotated[int, typer.Option(min=0, help="Show so many, of runs by update the last; 0 for all.")] = 40,
     rescan: Annotated[
         bool, typer.Option("--rescan", help="Read every run again, not only those that changed.")
     ] = False,
@@ -54,14 +54,16 @@ def ls(
     index = Index(root, rescan)
     entries = index.list(study=study, method=method, state=state, text=text, order=sort, descending=descending)
     _say(index.problems)
-    shown = entries[-limit:] if limit else entries
+    newest = sort == "updated" and not descending  # stand at the end
+    shown = (entries[-limit:] if newest else entries[:limit]) if limit else entries
     if as_json:
         for each in shown:
             typer.echo(json.dumps(asdict(each)))
         return
     _table(shown)
     more = len(entries) - len(shown)
-    typer.echo(f"{len(entries)} runs" + (f", the last {len(shown)} are shown (--limit 0 for all)" if more else ""))
+    part = f"the {'last' if newest else 'first'} {len(shown)} are shown (--limit 0 for all)"
+    typer.echo(f"{len(entries)} runs" + (f", {part}" if more else ""))
 
 
 def _say(problems: list[str]) -> None:
@@ -104,7 +106,9 @@ def show(
     from steepest.lab.store.index import entry, judged
 
     folder = _folder(run, root)
-    found = judged(entry(folder, folder.parent), folder)
+    place = folder.resolve()
+    study = place.parent.parent
+    found = judged(entry(place, study if (study / "study.json").exists() else place.parent), folder)
     console = Console()
     problems = [found.problem]  # with config, status and final
 
@@ -117,7 +121,7 @@ def show(
     environment = files.mapping(folder / "env.json", problems)
     method, imported = config.get("method"), environment.get("imported")
     line("run", folder)
-    for name in ("study", "label", "lr", "seed", "purpose", "state", "step"):
+    for name in ("study", "method", "label", "lr", "seed", "purpose", "state", "step"):
         line(name, getattr(found, name))
     line("problem", "; ".join(filter(None, problems)))
     line("options", method.get("options") if isinstance(method, dict) else None)

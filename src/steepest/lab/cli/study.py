@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,7 +80,7 @@ def plan(file: File, out: Out = Path("runs"), override: options.Override = None)
     for row in stands.rows:
         seconds = study.facts["calibration"][row.label]
         trials = config.trials or len(row.tuning)
-        cost = seconds * config.workload.steps * (trials + len(config.seeds))
+        cost = study.seconds_per_run(row.label) * (trials + len(config.seeds))
         total += cost
         axes = ", ".join(f"{n} ({len(v)})" if isinstance(v, list) else n for n, v in row.axes.items())
         cells = (row.label, axes, f"{trials}", f"{len(config.seeds)}", f"{1e3 * seconds:.1f}", duration(cost))
@@ -92,7 +91,7 @@ def plan(file: File, out: Out = Path("runs"), override: options.Override = None)
     todo = len(stands.todo)
     console.print(
         f"{config.name}: {duration(total / count)} with {count} workers here, before any grid grows; {todo} runs can "
-        f"start now. Evaluation and start-up are not in it.",
+        f"start now. Start-up and checkpoints are not in it.",
         markup=False,
         highlight=False,
     )
@@ -128,10 +127,11 @@ def slurm(
     from steepest.lab.studies.slurm import script
 
     study = _study(file, out, override)
-    text = script(study.config.name, file, out, tasks=tasks, workers=workers, time=time, partition=partition, gpus=gpus)
-    words = [word for assignment in override or () for word in ("-o", shlex.quote(assignment))]
-    command, flags, rest = text.rpartition(" --no-report")
-    typer.echo(" ".join([command, *words]) + flags + rest, nl=False)
+    text = script(
+        study.config.name, file, out, tasks=tasks, workers=workers, time=time, partition=partition, gpus=gpus,
+        overrides=override or (),
+    )  # fmt: skip
+    typer.echo(text, nl=False)
 
 
 def _study(file: Path, out: Path, override: list[str] | None) -> Study:

@@ -87,8 +87,8 @@ class _bar:  # noqa: N801 - used like a function
 
         console = Console(stderr=True)
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"),
-            TextColumn("{task.fields[speed]} tokens/s"), TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"), TextColumn("{task.fields[speed]} tokens/s"), TimeRemainingColumn(),
             console=console, disable=quiet or not console.is_terminal,
         )  # fmt: skip
         self.config = config

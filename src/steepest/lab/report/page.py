@@ -62,7 +62,7 @@ def write(
             write_figures(f, study.path / "figures")
             if others:
                 save({"imported": partial(draw, f, others)}, study.path / "figures")
-        write_tables([*tables.values(), *(b.sheet for b in beside)], study.path / "tables")
+        write_tables([*tables.values(), *(b.sheet for b in beside if b.sheet.body)], study.path / "tables")
         write_text(page, study_page(f, tables, beside, others))
     except OSError as error:
         raise full_disk(error, page, "writing the report") or error from None

@@ -88,6 +88,10 @@ def _read_run(folder: Path, problems: list[str]) -> Run:
     if state in ("done", "diverged"):
         problems.append(f"{folder.name}: {state!r} in status.json but no final.json, so the run does not count.")
         state = "interrupted"
+    if state == "running":
+        from steepest.lab.studies.claims import goes_on  # studies know this module
+
+        state = state if goes_on(folder) else "interrupted"  # a killed process writes no status
     return replace(run, state=state)
 
 
@@ -195,7 +199,7 @@ def _trial(raw: Record) -> Trial:
 
 
 def _relabelled(runs: Sequence[Run], entries: Sequence[Record]) -> list[Run]:
-    """Give each run the label of the method it belongs to: by run id, else by name and, if need be, options."""
+    """Give each run the label of its method, found by run id, else by label or name and, if need be, options."""
     by_id: dict[str, Record] = {}
     by_name: dict[str, list[Record]] = {}
     for entry in entries:
@@ -206,7 +210,8 @@ def _relabelled(runs: Sequence[Run], entries: Sequence[Record]) -> list[Run]:
     relabelled = []
     for run in runs:
         asked = _dict(run.config.get("method"))
-        found = [by_id[run.id]] if run.id in by_id else by_name.get(run.method, [])
+        labelled = [entry for entry in entries if _label(entry) == run.method]
+        found = [by_id[run.id]] if run.id in by_id else labelled or by_name.get(run.method, [])
         found = found or by_name.get(str(asked.get("name")), [])
         if len(found) > 1:
             options = _dict(asked.get("options"))

@@ -41,8 +41,8 @@ def garbage(root: Path, keep_checkpoints: bool = False) -> list[Garbage]:
 def _garbage(root: Path, keep_checkpoints: bool) -> Iterator[Garbage]:
     for run in run_directories(root):
         over, ckpt = (run / "final.json").exists(), run / "ckpt"
-        if over and not keep_checkpoints and ckpt.is_dir() and not ckpt.is_symlink():
-            yield Garbage(ckpt, _size(ckpt), "checkpoint of a run that is over")
+        if over and not keep_checkpoints and ckpt.is_dir() and not ckpt.is_symlink() and (size := _size(ckpt)):
+            yield Garbage(ckpt, size, "checkpoint of a run that is over")
         for left in [*run.glob("claim*"), *run.glob(".claim-*"), *run.glob(".now-*")]:
             owner = left / "owner.json"
             if _age(owner if owner.exists() else left) > (STALE if over else OLD):

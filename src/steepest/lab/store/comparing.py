@@ -9,6 +9,12 @@ from typing import Any
 from steepest.lab.errors import UserError
 from steepest.lab.runs import read_json
 
+# What the description of a workload calls otherwise.
+_AGAIN = (
+    *("workload.data", "workload.tokenizer", "workload.model", "workload.model.preset"),
+    *("workload.model.hidden_size", "workload.model.num_hidden_layers", "workload.model.num_attention_heads"),
+    *("workload.model.n_embd", "workload.model.n_layer", "workload.model.n_head"),
+)
 _NUMBERS = ("state", "loss", "perplexity", "bits_per_byte", "step", "tokens", "seconds", "state_bytes")
 
 
@@ -20,7 +26,7 @@ def differences(folders: Sequence[Path]) -> list[tuple[str, list[Any]]]:
     """
     if len(folders) < 2:
         raise UserError("name at least two runs to compare, for example two ids of `steepest ls`.")
-    settings = [_flat(_dict(read_json(folder / "config.json"))) for folder in folders]
+    settings = [_settings(_dict(read_json(folder / "config.json"))) for folder in folders]
     environments = [
         _flat({"versions": _dict(read_json(folder / "env.json")).get("versions") or {}}) for folder in folders
     ]
@@ -32,6 +38,15 @@ def differences(folders: Sequence[Path]) -> list[tuple[str, list[Any]]]:
             rows.append((key, values))
     finals = [_dict(read_json(folder / "final.json")) for folder in folders]
     return rows + [(key, [final.get(key) for final in finals]) for key in _NUMBERS]
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says, each setting once: it has them as asked for, as described and as hashed."""
+    described = _flat({key: value for key, value in config.items() if key not in ("identity", "config")})
+    if "method.lr" in described:
+        described.pop("lr", None)
+    asked = _flat(_dict(config.get("config")))
+    return described | {key: value for key, value in asked.items() if key not in described and key not in _AGAIN}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

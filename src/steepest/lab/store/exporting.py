@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from steepest.lab.errors import UserError, full_disk
+from steepest.lab.events import Events
 from steepest.lab.results import files
 from steepest.lab.store.index import Entry
 
@@ -48,19 +49,13 @@ def tensorboard(entries: Sequence[Entry], root: Path, out: Path) -> list[Path]:
     Raises:
         UserError: tensorboard is not installed.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("this needs tensorboard: pip install tensorboard.") from None
     written = []
     for each in entries:
-        with SummaryWriter(str(out / each.path)) as writer:
-            for kind, prefix in (("metrics", "train"), ("evals", "validation")):
-                for row in _lines([each], root, kind):
-                    step = int(row.pop("step"))
-                    for key, value in row.items():
-                        if isinstance(value, int | float):
-                            writer.add_scalar(f"{prefix}/{key}", value, step)
+        events = Events(out / each.path)
+        for kind, prefix in (("metrics", "train"), ("evals", "validation")):
+            for row in files.lines(root / each.path / f"{kind}.jsonl", []):
+                events.write(prefix, {**row, "step": int(float(row["step"]))})
+        events.close()
         written.append(out / each.path)
     return written
 

@@ -6,9 +6,7 @@ import contextlib
 import fnmatch
 import json
 import os
-import socket
 import sqlite3
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
@@ -20,7 +18,7 @@ NAME = "index.sqlite"
 _VERSION = 1  # of the table; another one is thrown away and made anew
 _FILES = ("config.json", "status.json", "final.json")
 # Folders of a run that hold no runs.
-_INSIDE = ("ckpt", "claim")
+_INSIDE = ("ckpt", "claim", "events")
 
 
 @dataclass(frozen=True)
@@ -297,35 +295,11 @@ def entry(folder: Path, root: Path) -> Entry:
 
 def judged(written: Entry, folder: Path) -> Entry:
     """A run that says it is running, and whose process is gone, was interrupted: a killed process writes no status."""
-    if written.state != "running" or _goes_on(folder):
+    if written.state != "running":
         return written
-    return replace(written, state="interrupted")
+    from steepest.lab.studies.claims import goes_on  # which loads torch
 
-
-def _goes_on(folder: Path) -> bool:
-    """Whether a process has the run: the one of its claim in a study, else the one of its status.
-
-    The number of a process says nothing about another machine: there, a claim is renewed or something is written.
-    """
-    from steepest.lab.results import files
-    from steepest.lab.studies.claims import _alive, _owner, _process_space
-
-    holder = _owner(folder / "claim") or files.mapping(folder / "status.json", [])
-    pid = holder.get("pid")
-    alive = isinstance(pid, int) and 0 < pid < 2**31 and _alive(pid)
-    if (holder.get("host"), holder.get("space")) == (socket.gethostname(), _process_space()):
-        return alive
-    written = ("claim/owner.json", "status.json", "metrics.jsonl", "evals.jsonl")
-    return (alive and "host" not in holder) or any(_is_new(folder / name) for name in written)
-
-
-def _is_new(file: Path) -> bool:
-    from steepest.lab.studies.claims import STALE
-
-    try:
-        return time.time() - file.stat().st_mtime < STALE
-    except OSError:
-        return False
+    return written if goes_on(folder) else replace(written, state="interrupted")
 
 
 def _short(model: Any) -> str:

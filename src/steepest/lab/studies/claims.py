@@ -12,12 +12,14 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import threading
+import time
 import uuid
 from pathlib import Path
 from typing import Any
 
+from steepest.lab import processes
+from steepest.lab.results import files
 from steepest.lab.runs import write_json
 
 BEAT = 5.0  # seconds between renewals
@@ -34,12 +36,7 @@ class Claims:
     def __init__(self, beat: float = BEAT, stale: float = STALE) -> None:
         self._beat, self._stale = beat, stale
         self._token = uuid.uuid4().hex
-        self._owner = {
-            "host": socket.gethostname(),
-            "space": _process_space(),
-            "pid": os.getpid(),
-            "token": self._token,
-        }
+        self._owner = {**processes.here(), "token": self._token}
         self._held: set[Path] = set()
         self._guard = threading.Lock()
         self._end = threading.Event()
@@ -59,7 +56,7 @@ class Claims:
     def take(self, folder: Path) -> bool:
         """Claim a run, if it is free. Its folder is made if need be."""
         folder.mkdir(parents=True, exist_ok=True)
-        there = _owner(folder / "claim")
+        there = owner(folder / "claim")
         if there is not None or (folder / "claim" / "owner.json").exists():
             name = self._left_by(folder, there)
             if name is None:
@@ -87,16 +84,16 @@ class Claims:
         """Give a run back, finished or not."""
         with self._guard:
             self._held.discard(folder)
-        there = _owner(folder / "claim")
+        there = owner(folder / "claim")
         if there is not None and there["token"] == self._token:
             for left in (folder / "claim", *folder.glob("claim-left-by-*")):
                 shutil.rmtree(left, ignore_errors=True)
 
-    def _left_by(self, folder: Path, owner: dict[str, Any] | None) -> str | None:
+    def _left_by(self, folder: Path, holder: dict[str, Any] | None) -> str | None:
         """What identifies a claim whose owner is gone, or cannot be read and does not renew it; None otherwise."""
         here = (self._owner["host"], self._owner["space"])
-        if owner is not None and (owner["host"], owner["space"]) == here and not _alive(owner["pid"]):
-            return str(owner["token"])
+        if holder is not None and (holder["host"], holder["space"]) == here and not processes.alive(holder["pid"]):
+            return str(holder["token"])
         now = folder / f".now-{self._token}"
         now.touch()
         try:
@@ -107,14 +104,14 @@ class Claims:
             return None
         finally:
             now.unlink(missing_ok=True)
-        return f"unknown-{there.st_ino}-{there.st_mtime_ns}" if owner is None else str(owner["token"])
+        return f"unknown-{there.st_ino}-{there.st_mtime_ns}" if holder is None else str(holder["token"])
 
     def _renew(self) -> None:
         while not self._end.wait(self._beat):
             with self._guard:
                 held = list(self._held)
             for folder in held:
-                there = _owner(folder / "claim")
+                there = owner(folder / "claim")
                 if there is None or there["token"] != self._token:
                     with self._guard:
                         if folder in self._held:
@@ -130,32 +127,33 @@ def is_claimed(folder: Path) -> bool:
     return (folder / "claim").exists()
 
 
-def _owner(claim: Path) -> dict[str, Any] | None:
-    """Who has it; None if nobody has, or nobody can tell."""
+def owner(claim: Path) -> dict[str, Any] | None:
+    """Who has a claim; None if nobody has, or nobody can tell."""
     try:
-        owner = json.loads((claim / "owner.json").read_text(encoding="utf-8"))
+        found = json.loads((claim / "owner.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     kinds = {"host": str, "space": str, "pid": int, "token": str}
-    whole = isinstance(owner, dict) and all(isinstance(owner.get(name), kind) for name, kind in kinds.items())
-    return owner if whole else None
+    whole = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
+    return found if whole else None
 
 
-def _alive(pid: int) -> bool:
+def goes_on(folder: Path) -> bool:
+    """Whether a process has a run: the one of its claim in a study, else the one of its status.
+
+    The number of a process says nothing about another machine: there, a claim is renewed or something is written.
+    """
+    holder = owner(folder / "claim") or files.mapping(folder / "status.json", [])
+    pid, here = holder.get("pid"), processes.here()
+    alive = isinstance(pid, int) and 0 < pid < 2**31 and processes.alive(pid)
+    if (holder.get("host"), holder.get("space")) == (here["host"], here["space"]):
+        return alive
+    written = ("claim/owner.json", "status.json", "metrics.jsonl", "evals.jsonl")
+    return (alive and "host" not in holder) or any(_is_new(folder / name) for name in written)
+
+
+def _is_new(file: Path) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return time.time() - file.stat().st_mtime < STALE
+    except OSError:
         return False
-    except OSError:  # it exists and is somebody else's
-        return True
-    return True
-
-
-def _process_space() -> str:
-    """Process numbers mean something only inside a container or machine since its start."""
-    parts = []
-    with contextlib.suppress(OSError):
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    with contextlib.suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip())
-    return " ".join(parts)

@@ -133,15 +133,13 @@ class Execution:
 
     def announce(self, plan: Plan) -> None:
         """Tell the watcher how much is left, as far as is known: grids may grow."""
-        study, calibration = self.study, self.study.facts["calibration"]
-        runs_left, steps = 0, 0.0
+        study, runs_left, seconds = self.study, 0, 0.0
         for row in plan.rows:
             left = sum(wanted.method is row.method for wanted in plan.todo)
             left += (study.config.trials or 0) - len(row.tuning) if not study.drawn(plan) else 0
             left += len(study.config.seeds) if row.best is None else 0
             runs_left += left
-            steps += left * (calibration[row.label] or math.nan)
-        seconds = steps * study.config.workload.steps / len(self.pool.idle)
+            seconds += left * study.seconds_per_run(row.label) / len(self.pool.idle)
         self.watch.planned(study.config, runs_left, seconds if math.isfinite(seconds) else None)
 
     # The loop ---------------------------------------------------------------------------------------------------------

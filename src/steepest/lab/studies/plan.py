@@ -83,7 +83,9 @@ def make_plan(
             plan.todo += missing
             if missing:
                 break
-            found, more = tuning.judge({key(t["point"]): t["loss"] for t in row.tuning})
+            # A run that failed says nothing about its point: where the best one lies is not known.
+            failed = any(t["state"] == "failed" for t in row.tuning)
+            found, more = tuning.judge({key(t["point"]): t["loss"] for t in row.tuning}, grow=not failed)
             if not more:
                 row.best, row.open_axes = found.best, found.open_axes
                 break

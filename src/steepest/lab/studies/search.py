@@ -27,8 +27,13 @@ class Tuning(Protocol):
     def points(self) -> list[Point]:
         """The points tried or to be tried, as far as they are known now."""
 
-    def judge(self, losses: Losses) -> tuple[Judgement, bool]:
-        """What the points say (all of them are known), and whether there are more to try now."""
+    def judge(self, losses: Losses, grow: bool = True) -> tuple[Judgement, bool]:
+        """What the points say (all of them are known), and whether there are more to try now.
+
+        Args:
+            losses: by the key of each point; None for a run that diverged or failed.
+            grow: whether a grid may grow to points that nobody has tried.
+        """
 
     def extension(self, point: Point) -> int:
         """How often the grid had grown when this point came in; 0 for a first one."""
@@ -56,13 +61,13 @@ class GridTuning:
         """All combinations."""
         return self._grid.points()
 
-    def judge(self, losses: Losses) -> tuple[Judgement, bool]:
+    def judge(self, losses: Losses, grow: bool = True) -> tuple[Judgement, bool]:
         """Judge, and grow where the best point is on an edge that may still move."""
         found = self._grid.judge(losses, self._allowed)
         may = {
             name: value
             for name, value in (found.beyond or {}).items()
-            if len(self._grid.axes[name]) - len(self._first.axes[name]) < self._extend
+            if (grow and len(self._grid.axes[name]) - len(self._first.axes[name]) < self._extend)
             or any(point.get(name) == value for point in self._tried)
         }
         if not may:
@@ -184,7 +189,7 @@ class SampledTuning:
             for name, a in self._axes.items()
         }
 
-    def judge(self, losses: Losses) -> tuple[Judgement, bool]:
+    def judge(self, losses: Losses, grow: bool = True) -> tuple[Judgement, bool]:
         """The best of all points; an axis is open if it lies at an end of its range."""
         points = self.points()
         finished = [(loss, i) for i, p in enumerate(points) if (loss := losses[key(p)]) is not None]

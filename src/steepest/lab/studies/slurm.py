@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
@@ -25,7 +26,7 @@ _SCRIPT = """#!/bin/bash
 {% if partition %}#SBATCH --partition={{ partition }}
 {% endif %}{% if gpus %}#SBATCH --gpus-per-task={{ gpus }}
 {% endif %}
-{{ python }} -m steepest study run {{ file }} --out {{ out }} --workers {{ workers }} --no-report --quiet &
+{{ python }} -m steepest study run {{ file }} --out {{ out }} --workers {{ workers }}{{ set }} --no-report --quiet &
 study=$!
 trap 'kill -TERM $study' TERM
 wait $study
@@ -51,6 +52,7 @@ def script(
     time: str,
     partition: str | None = None,
     gpus: int = 0,
+    overrides: Sequence[str] = (),
 ) -> str:
     """The script.
 
@@ -63,6 +65,7 @@ def script(
         time: limit of a task, as SLURM writes it.
         partition: of the cluster; None leaves it to the cluster.
         gpus: of a task.
+        overrides: of keys of the file, "dotted.key=value".
 
     Raises:
         UserError: a value that would not stay one word on a line of SLURM's.
@@ -78,6 +81,7 @@ def script(
         tasks=tasks,
         workers=workers,
         gpus=gpus,
+        set="".join(f" -o {shlex.quote(assignment)}" for assignment in overrides),
         python=shlex.quote(sys.executable),
         file=shlex.quote(str(file.resolve())),
         out=shlex.quote(str(out.resolve())),

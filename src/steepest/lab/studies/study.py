@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,10 @@ from steepest.lab.workers import Pool
 from steepest.lab.workloads import open_data, resolve
 
 SCHEMA = 2
-_FACTS = ("created", "command", "versions", "machine", "device", "workload", "seconds_per_step", "calibration")
+_FACTS = (
+    *("created", "command", "versions", "machine", "device", "workload"),
+    *("seconds_per_step", "seconds_per_evaluation", "calibration"),
+)
 
 
 class Study:
@@ -36,7 +40,7 @@ class Study:
 
     Attributes:
         facts: what was found out before the first run: versions, machine, type of device, workload with its precision,
-            seconds a step.
+            seconds a step and an evaluation.
         failed: why runs failed in this process, by run id.
         tunings: method and tuning by label.
 
@@ -53,7 +57,7 @@ class Study:
             raise unknown("baseline", config.baseline, labels)
         base = TrainConfig(
             workload=config.workload, device=config.device, cache=config.cache, threads=1,
-            diagnostics_every=config.diagnostics_every,
+            diagnostics_every=config.diagnostics_every, tensorboard=config.tensorboard,
         )  # fmt: skip
         self.base = resolve(base)
         self.config = config.model_copy(update={"workload": self.base.workload})
@@ -182,6 +186,12 @@ class Study:
         missing = [method for method in self.config.methods if label(method) not in self.facts["calibration"]]
         seed = self.config.tuning_seed
         return {label(m): self.configure(Wanted(m, next(self._corners(m)), seed, "tune")) for m in missing}
+
+    def seconds_per_run(self, label: str) -> float:
+        """About how long a run of a method takes: its steps and evaluations, as they were timed; NaN if not."""
+        workload, step = self.config.workload, self.facts["calibration"][label]
+        evaluations = math.ceil(workload.steps / workload.evaluate_every)
+        return workload.steps * (step or math.nan) + evaluations * (self.facts["seconds_per_evaluation"] or 0.0)
 
     # The plan ---------------------------------------------------------------------------------------------------------
 
