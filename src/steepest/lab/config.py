@@ -15,7 +15,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -154,10 +154,7 @@ class MethodConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _from_preset(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or values.get("preset") is None:
-            return values
-        rate, options = _preset(values)
-        return {**values, "lr": rate if values.get("lr") is None else values["lr"], "options": options}
+        return _with_preset(values, lambda rate: {"lr": rate} if values.get("lr") is None else {})
 
     @field_validator("options", mode="before")
     @classmethod
@@ -165,17 +162,19 @@ class MethodConfig(Strict):
         return {key: _number(value) for key, value in options.items()} if isinstance(options, Mapping) else options
 
 
-def _preset(values: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
-    """The rate of the preset of a method, and its options with those that are given beside it."""
-    name, given = str(values.get("name", "adamw")), values.get("options") or {}
+def _with_preset(values: Any, rate_as: Callable[[float], dict[str, Any]]) -> Any:
+    """A method as it is written, with the options of its preset, and its rate under the key that takes it."""
+    if not isinstance(values, Mapping) or values.get("preset") is None:
+        return values
+    name, given, tuned = str(values.get("name", "adamw")), values.get("options") or {}, values.get("space") or {}
     rate, options = presets.find(name, str(values["preset"]))
     for key, value in given.items():
         if key in options and canonical(_number(value)) != canonical(options[key]):
             raise UserError(
                 f"{name}: options.{key} is {value}, and {options[key]} in the preset {values['preset']}; leave one out."
             )
-    tuned = values.get("space") or {}
-    return rate, {**{key: value for key, value in options.items() if key not in tuned}, **given}
+    options = {key: value for key, value in options.items() if key not in tuned}
+    return {**values, "options": {**options, **given}, **rate_as(rate)}
 
 
 class TrainConfig(Strict):
@@ -266,11 +265,11 @@ class StudyMethod(Strict):
     @model_validator(mode="before")
     @classmethod
     def _from_preset(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or values.get("preset") is None:
-            return values
-        rate, options = _preset(values)
-        tuned = values.get("grid") is not None or "lr" in (values.get("space") or {})
-        return {**values, "options": options, **({} if tuned else {"grid": (rate,)})}
+        def grid(rate: float) -> dict[str, Any]:
+            tuned = values.get("grid") is not None or "lr" in (values.get("space") or {})
+            return {} if tuned else {"grid": (rate,)}
+
+        return _with_preset(values, grid)
 
     @field_validator("grid")
     @classmethod
