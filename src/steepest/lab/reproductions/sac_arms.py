@@ -22,7 +22,7 @@ from steepest.lab.errors import UserError
 from steepest.lab.reproductions.base import Arm, Case, Measure, Report, Results, Setting, Settings
 from steepest.lab.reproductions.sentences import against
 from steepest.lab.reproductions.small_language_model import MODEL, QUICK, Observe, train, tuned
-from steepest.lab.wording import rate
+from steepest.lab.wording import fixed, rate
 
 Build = Callable[[nn.Module], torch.optim.Optimizer]
 _POINTS = 60
@@ -147,7 +147,35 @@ class Factors:
         return {key: [row.get(key, math.nan) for row in self.rows] for key in keys}
 
 
+# One run
+
 GROWTHS = Setting(3, "ours, as in `steepest study`: rates that are added beyond an edge, at most")
+Numbers = dict[str, "float | list[float]"]
+
+
+def tune_and_train(
+    settings: Settings, seed: int, report: Report, train: Callable[..., Numbers]
+) -> tuple[Numbers, dict[str, list[float]]]:
+    """Tune the learning rate of the arm (once, on a seed of its own), then train at it on this seed.
+
+    Args:
+        settings: of the arm in its case.
+        seed: of the run.
+        report: of its progress.
+        train: takes settings, rate, seed, report and, on the final run, the `Factors` that look on.
+
+    Returns:
+        The numbers of the run, of the tuning and of the factors; and the series of the factors S.
+    """
+
+    def run_at(lr: float, seed: int, report: Report) -> Numbers:
+        return train(settings, lr, seed, report)
+
+    lr, record = tuned(settings, report, run_at)
+    factors = Factors(settings["steps"])
+    numbers = train(settings, lr, seed, report, factors) | record | factors.record()
+    return numbers, {key: line for key, line in factors.series().items() if key.startswith(("step", "S "))}
+
 
 # Language models
 
@@ -256,3 +284,19 @@ def effective(results: Results, case: Case) -> str:
     return (
         f"{case.label}, tuned rate times mean factor, of the hidden matrices and of the embedding: {'; '.join(told)}."
     )
+
+
+def factor_range(results: Results, case: Case) -> str:
+    """Between what the factors of SAC lay in a case, and their mean on hidden matrices; "" if there are none."""
+    sac = results.study.arm("sac")
+    lines = [results.series(case, sac, key).ravel() for key in blocks(results, case)]
+    if not lines:
+        return ""
+    values, mean = np.concatenate(lines), results.summary(case, sac, FACTOR).mean
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    return f"{case.label} {fixed(low, 2)} to {fixed(high, 2)}, mean {fixed(mean, 2)}"
+
+
+def blocks(results: Results, case: Case) -> list[str]:
+    """The series of SAC's factors in a case, "S LAYER BLOCK"."""
+    return [key for key in results.cells[case.name, "sac", results.seeds[0]].series if key.startswith("S ")]

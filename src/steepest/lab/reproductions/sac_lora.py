@@ -28,9 +28,9 @@ from steepest.lab.errors import UserError
 from steepest.lab.reproductions import sac_arms
 from steepest.lab.reproductions.base import Case, Measure, Report, Results, Setting, Settings, Study
 from steepest.lab.reproductions.drawing import color, marker
-from steepest.lab.reproductions.sac_vision import blocks, factor_range
+from steepest.lab.reproductions.sac_arms import Numbers, blocks, factor_range
 from steepest.lab.reproductions.sentences import paired, tuning
-from steepest.lab.reproductions.small_language_model import token_losses, tuned, tuning_folder
+from steepest.lab.reproductions.small_language_model import token_losses, tuning_folder
 from steepest.lab.runs import chain
 from steepest.lab.schedules import Schedule, set_rates
 from steepest.lab.series import ROLE_PALETTE
@@ -41,8 +41,6 @@ from steepest.lab.wording import fixed
 _FIRST_LANGUAGE, _SECOND_LANGUAGE = 0, 1
 _HELD_OUT = 0.1
 _LOWEST = 0.1  # the factor of the control on all that is trained
-
-Numbers = dict[str, "float | list[float]"]
 
 
 # The models and their texts
@@ -147,15 +145,8 @@ def prepare(settings: Settings) -> None:
 
 def run(settings: Settings, seed: int, report: Report) -> Mapping[str, float | list[float]]:
     """Tune the learning rate of the arm for the case (once, on a seed of its own), then fine-tune on this seed."""
-
-    def run_at(lr: float, seed: int, report: Report) -> Numbers:
-        return train(settings, lr, seed, report)
-
-    lr, record = tuned(settings, report, run_at)
-    factors = sac_arms.Factors(settings["steps"])
-    numbers = train(settings, lr, seed, report, factors)
-    scales = {key: line for key, line in factors.series().items() if key.startswith(("step", "S "))}
-    return {**numbers, **record, **factors.record(), **scales, "before": before(settings)}
+    numbers, scales = sac_arms.tune_and_train(settings, seed, report, train)
+    return {**numbers, **scales, "before": before(settings)}
 
 
 def train(settings: Settings, lr: float, seed: int, report: Report, factors: sac_arms.Factors | None = None) -> Numbers:

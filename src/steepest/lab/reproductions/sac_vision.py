@@ -20,13 +20,14 @@ from steepest.lab.errors import UserError
 from steepest.lab.reproductions import sac_arms
 from steepest.lab.reproductions.base import Arm, Case, Measure, Report, Results, Setting, Settings, Study
 from steepest.lab.reproductions.drawing import color, marker
+from steepest.lab.reproductions.sac_arms import Numbers, blocks, factor_range
 from steepest.lab.reproductions.sentences import paired
-from steepest.lab.reproductions.small_language_model import tuned, tuning_folder
+from steepest.lab.reproductions.small_language_model import tuning_folder
 from steepest.lab.runs import weights_hash
 from steepest.lab.schedules import Schedule, set_rates
 from steepest.lab.series import ROLE_PALETTE
 from steepest.lab.statistics import compare, holm
-from steepest.lab.wording import fixed, listing, plural, signed
+from steepest.lab.wording import listing, plural, signed
 
 # Side of the images as the models see them; those of Fashion-MNIST (28) get a black frame.
 SIDES = {"digits": 8, "fashion-mnist": 32}
@@ -75,23 +76,14 @@ _COLORS = {
     for kind, index in (("tokenizer", 0), ("token mixer", 2), ("channel mixer", 4), ("head", 3))
 }
 
-Numbers = dict[str, "float | list[float]"]
-
 
 # One run
 
 
 def run(settings: Settings, seed: int, report: Report) -> Mapping[str, float | list[float]]:
     """Tune the learning rate of the arm for the case (once, on a seed of its own), then train at it on this seed."""
-
-    def run_at(lr: float, seed: int, report: Report) -> Numbers:
-        return train(settings, lr, seed, report)
-
-    lr, record = tuned(settings, report, run_at)
-    factors = sac_arms.Factors(settings["steps"])
-    numbers = train(settings, lr, seed, report, factors)
-    scales = {key: line for key, line in factors.series().items() if key.startswith(("step", "S "))}
-    return numbers | record | factors.record() | (scales if settings["wrapper"] == "sac" else {})
+    numbers, scales = sac_arms.tune_and_train(settings, seed, report, train)
+    return numbers | (scales if settings["wrapper"] == "sac" else {})
 
 
 def train(settings: Settings, lr: float, seed: int, report: Report, factors: sac_arms.Factors | None = None) -> Numbers:
@@ -259,22 +251,6 @@ def _factors(results: Results) -> str:
         "Factors of SAC over all blocks and steps, and their geometric mean over hidden matrices (below 1, SAC also "
         f"lowers the rate of the model): {'; '.join(told)}."
     )
-
-
-def factor_range(results: Results, case: Case) -> str:
-    """Between what the factors of SAC lay in a case, and their mean on hidden matrices; "" if there are none."""
-    sac = results.study.arm("sac")
-    lines = [results.series(case, sac, key).ravel() for key in blocks(results, case)]
-    if not lines:
-        return ""
-    values, mean = np.concatenate(lines), results.summary(case, sac, sac_arms.FACTOR).mean
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    return f"{case.label} {fixed(low, 2)} to {fixed(high, 2)}, mean {fixed(mean, 2)}"
-
-
-def blocks(results: Results, case: Case) -> list[str]:
-    """The series of SAC's factors in a case, "S LAYER BLOCK"."""
-    return [key for key in results.cells[case.name, "sac", results.seeds[0]].series if key.startswith("S ")]
 
 
 def _edges(results: Results) -> str:
